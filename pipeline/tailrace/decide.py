@@ -1,0 +1,258 @@
+"""Decide, then act: which record an intent becomes, what a refusal means, where a reader starts.
+
+The fold says what stored records mean; this module says what to store next. Both are pure. A store's loop is always:
+fold what the broker has, decide, append under the condition that nothing came since, and on a refusal fold and decide
+again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from enum import Enum, auto
+
+from tailrace.errors import (
+    CursorGone,
+    LimitExceeded,
+    OffsetOutOfRange,
+    ProducerLost,
+    StreamCancelled,
+    StreamDeleted,
+    StreamEnded,
+    StreamErrored,
+    StreamExpired,
+    StreamFinalized,
+    StreamNotFound,
+    StreamSuperseded,
+    StreamTooLarge,
+    StreamTrimmed,
+    TooManyEntries,
+)
+from tailrace.fold import Phase, State
+from tailrace.model import (
+    Acquisition,
+    Claim,
+    Ending,
+    Incarnation,
+    Lease,
+    Limits,
+    Mark,
+    Offset,
+    ProducerSeq,
+    Role,
+    Status,
+    StreamInfo,
+)
+from tailrace.records import Kind, Record, Stored
+
+FIRST_EPOCH = 1
+LOST = Ending(Status.PRODUCER_LOST, "producer-lost", "The producer of this stream was lost")
+TOO_OLD = Ending(Status.ERROR, "stream-too-old", "The stream reached its longest life")
+
+
+def claim(state: State, stream_id: str, nonce: int, wanted: Claim, ending: Ending | None = None) -> Record | None:
+    """The claim to write, or None where the stream is taken (the caller is a consumer)."""
+    if state.phase not in (Phase.VACANT, Phase.GONE):
+        return None
+    life = Incarnation(state.generation + 1, nonce)
+    return Record(Kind.CLAIM, stream_id, life, FIRST_EPOCH, 0, 0, f"{nonce:016x}", claim=wanted, ending=ending)
+
+
+def acquired(state: State, stream_id: str, record: Record | None) -> Acquisition:
+    """The role that ``state`` gives the process that wrote ``record`` (None: it wrote none)."""
+    if record is not None and record.incarnation == state.incarnation:
+        return Acquisition(Role.PRODUCER, record.incarnation, Lease(stream_id, record.incarnation, record.epoch))
+    assert state.incarnation is not None
+    return Acquisition(Role.CONSUMER, state.incarnation)
+
+
+def require_lease(state: State, lease: Lease) -> None:
+    """Raise what an append with this lease must raise, if the lease does not hold (the seed contract's texts)."""
+    if state.phase in (Phase.VACANT, Phase.GONE):
+        raise StreamNotFound(f"Stream not found: {lease.stream_id}")
+    if state.incarnation != lease.incarnation or state.epoch > lease.epoch:
+        raise StreamSuperseded(f"Stream superseded by a new acquisition: {lease.stream_id}")
+    if state.phase is not Phase.LIVE:
+        raise StreamFinalized(f"Stream already finalized: {lease.stream_id}")
+
+
+def finalizes(state: State, lease: Lease) -> bool:
+    """Whether a finalize has something to write; False is a no-op (ended, or superseded: the first wins).
+    Raises `StreamNotFound` for a stream that is not there."""
+    if state.phase in (Phase.VACANT, Phase.GONE):
+        raise StreamNotFound(f"Stream not found: {lease.stream_id}")
+    return state.phase is Phase.LIVE and (state.incarnation, state.epoch) == (lease.incarnation, lease.epoch)
+
+
+def chunks(
+    mark: Mark, stream_id: str, nonce: str, data: Sequence[bytes], producer: ProducerSeq | None = None
+) -> Record:
+    """The record that appends ``data`` at ``mark``."""
+    at = (mark.incarnation, mark.epoch, mark.entries, mark.bytes)
+    return Record(Kind.CHUNKS, stream_id, *at, nonce, tuple(data), producer=producer)
+
+
+def finish(mark: Mark, stream_id: str, nonce: str, ending: Ending) -> Record:
+    """The owner's ending."""
+    return Record(Kind.FINISH, stream_id, mark.incarnation, mark.epoch, mark.entries, mark.bytes, nonce, ending=ending)
+
+
+def takeover(
+    state: State, stream_id: str, nonce: str, lost: Mark | None, ending: Ending | None, claim: Claim | None = None
+) -> Record | None:
+    """The takeover that ends epoch ``lost`` (its incarnation and epoch), or None where that epoch no longer holds."""
+    if state.phase is not Phase.LIVE or state.incarnation is None:
+        return None
+    if lost is not None and (lost.incarnation, lost.epoch) != (state.incarnation, state.epoch):
+        return None
+    at = (state.incarnation, state.epoch + 1, state.entries, state.bytes)
+    return Record(Kind.TAKEOVER, stream_id, *at, nonce, claim=claim, ending=ending)
+
+
+def expiry(state: State, stream_id: str, nonce: str, now_ms: int) -> Record | None:
+    """The record that a stream whose time has passed is owed at broker time ``now_ms``: an expiry behind its time to
+    live, the too-old ending behind its longest life, else None."""
+    if state.incarnation is None:
+        return None
+    at = (state.incarnation, state.epoch, state.entries, state.bytes)
+    if state.expires_ms is not None and now_ms >= state.expires_ms:
+        return Record(Kind.EXPIRY, stream_id, *at, nonce)
+    if state.too_old_ms is not None and now_ms >= state.too_old_ms:
+        return takeover(state, stream_id, nonce, None, TOO_OLD)
+    return None
+
+
+def due_ms(state: State) -> int | None:
+    """The broker time at which `expiry` will want a record."""
+    due = [at for at in (state.expires_ms, state.too_old_ms) if at is not None]
+    return min(due, default=None)
+
+
+def tombstone(state: State, stream_id: str, nonce: str, incarnation: Incarnation | None = None) -> Record | None:
+    """The record that deletes the current incarnation (or only ``incarnation``), or None where there is none."""
+    if state.phase in (Phase.VACANT, Phase.GONE) or state.incarnation is None:
+        return None
+    if incarnation is not None and incarnation != state.incarnation:
+        return None
+    at = (state.incarnation, state.epoch, state.entries, state.bytes)
+    return Record(Kind.TOMBSTONE, stream_id, *at, nonce)
+
+
+class Outcome(Enum):
+    """What became of a record whose append was refused or got no answer, seen from the stream's last record."""
+
+    LANDED = auto()  # it is the last record: stored
+    RESEND = auto()  # nothing newer came: send the identical record again
+    MOVED = auto()  # a newer record that is not ours: fold and decide again
+    REWOUND = auto()  # the log ends before what was acknowledged to us: it lost records
+
+
+def outcome(sent: Record, expected: int, last: Stored | None) -> Outcome:
+    """Judge ``sent``, appended on the condition that the stream's last record was at position ``expected`` (0: none),
+    by the stream's last record as the broker's leader has it now."""
+    position = last.position if last is not None else 0
+    if last is not None and last.record.nonce == sent.nonce and last.record.incarnation == sent.incarnation:
+        return Outcome.LANDED
+    if position == expected:
+        return Outcome.RESEND
+    return Outcome.MOVED if position > expected else Outcome.REWOUND
+
+
+def check_growth(limits: Limits, stream_id: str, entries: int, octets: int, size: int) -> LimitExceeded | None:
+    """The limit that one more chunk of ``size`` bytes would break, on a stream that has ``entries`` and ``octets``."""
+    if limits.max_entries is not None and entries >= limits.max_entries:
+        return TooManyEntries(f"Stream exceeded maxEntriesPerStream: {stream_id}")
+    if limits.max_stream_bytes is not None and octets + size > limits.max_stream_bytes:
+        return StreamTooLarge(
+            f"Stream exceeded maxStreamBytes: {stream_id} ({octets + size} > {limits.max_stream_bytes})"
+        )
+    return None
+
+
+def start_of(state: State, stream_id: str, start: str | Offset, ends: Sequence[int]) -> tuple[int, int]:
+    """Where a reader of ``state`` starts: the number of entries to skip, and the bytes to skip of the next one.
+
+    ``start`` is a cursor (``""``: the beginning) or an `Offset`; ``ends[i]`` is the byte position after entry i. An
+    offset beyond the end of a live stream gives a skip that later entries consume. Raises `InvalidCursor`,
+    `CursorGone` (another incarnation, or bytes that the log lost) and `OffsetOutOfRange` (beyond an ended stream).
+    """
+    if isinstance(start, Offset):
+        return _start_of_offset(state, stream_id, start, ends)
+    if start == "":
+        return 0, 0
+    mark = Mark.parse(stream_id, start)
+    if mark.incarnation != state.incarnation:
+        raise _gone(state, stream_id)
+    rewritten = any(later.epoch > mark.epoch and later.entries < mark.entries for later in state.epochs)
+    known = ends[mark.entries - 1] if 0 < mark.entries <= len(ends) else (0 if mark.entries == 0 else None)
+    if rewritten or known != mark.bytes:
+        raise CursorGone(
+            f"The log of {stream_id} no longer holds the bytes before this cursor", incarnation=str(state.incarnation)
+        )
+    return mark.entries, 0
+
+
+def _start_of_offset(state: State, stream_id: str, start: Offset, ends: Sequence[int]) -> tuple[int, int]:
+    if start.incarnation is not None and start.incarnation != state.incarnation:
+        raise _gone(state, stream_id)
+    if start.bytes > state.bytes and state.phase is not Phase.LIVE:
+        raise OffsetOutOfRange(
+            f"Offset {start.bytes} is beyond the end of {stream_id} ({state.bytes} bytes)", length=state.bytes
+        )
+    # the first entry that ends behind the offset; empty chunks before it hold nothing that the reader lacks
+    index = bisect_left(ends, start.bytes + 1)
+    before = ends[index - 1] if index else 0
+    return index, start.bytes - before
+
+
+def _gone(state: State, stream_id: str) -> CursorGone:
+    current = str(state.incarnation) if state.incarnation else ""
+    return CursorGone(f"This position belongs to another incarnation of {stream_id}", incarnation=current)
+
+
+def follows(state: State, incarnation: Incarnation) -> bool:
+    """Whether a reader of ``incarnation`` still reads this stream (and not the life after it)."""
+    return state.incarnation == incarnation and state.phase in (Phase.LIVE, Phase.ENDED)
+
+
+def info(state: State, stream_id: str) -> StreamInfo:
+    """The state as a status report."""
+    mark, claim = state.mark, state.claim
+    if state.phase is Phase.VACANT or mark is None:
+        return StreamInfo(stream_id, Status.MISSING)
+    status = Status.STREAMING if state.ending is None else state.ending.status
+    return StreamInfo(
+        stream_id,
+        status,
+        state.ending.code if state.ending else None,
+        state.ending.message if state.ending else None,
+        mark.cursor(stream_id),
+        state.bytes,
+        state.entries,
+        state.incarnation,
+        state.epoch,
+        state.owner,
+        claim.content_type if claim else None,
+        claim.headers if claim else (),
+        claim.run if claim else None,
+        state.created_ms,
+        state.expires_ms,
+    )
+
+
+_ENDINGS: dict[Status, type[StreamEnded]] = {
+    Status.ERROR: StreamErrored,
+    Status.CANCELLED: StreamCancelled,
+    Status.PRODUCER_LOST: ProducerLost,
+    Status.EXPIRED: StreamExpired,
+    Status.TRIMMED: StreamTrimmed,
+    Status.MISSING: StreamDeleted,
+}
+
+
+def ending_error(ending: Ending) -> StreamEnded | None:
+    """What a reader raises at this ending, None for ``done``."""
+    if ending.status is Status.DONE:
+        return None
+    kind = _ENDINGS[ending.status]
+    return kind(ending.message or "Stream errored", code=ending.code or kind.code)

@@ -1,0 +1,186 @@
+"""Records and their wire form.
+
+A stream *is* its records, in order. A record travels as a broker message: a few headers of printable ASCII and a
+payload. The payload of a record of chunks is the chunks' own bytes, joined, so that a broker's ordinary tools show the
+answer itself; every other record has an empty payload and its facts in ``Tailrace-Meta`` (JSON).
+
+::
+
+    Tailrace       1;chunks;<generation>-<nonce>;<epoch>;<entries>;<bytes>;<record nonce>
+    Tailrace-Id    the stream id (subjects and keys carry only its hash)
+    Tailrace-Sizes 5,12,7                 the chunks' lengths, where there is not exactly one
+    Tailrace-Meta  {"claim": …} | {"ending": …} | {"producer": …}
+
+The first field is the format's version. An older one is read, a newer one refused by its number. A retry of a record is
+the identical record: same nonce, epoch and start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from tailrace.errors import CorruptRecord, UnsupportedRecord
+from tailrace.model import Claim, Ending, Incarnation, ProducerSeq, RunRef, Status
+
+VERSION = 1
+Chunk = bytes
+HEADER, ID, SIZES, META = "Tailrace", "Tailrace-Id", "Tailrace-Sizes", "Tailrace-Meta"
+
+
+class Kind(StrEnum):
+    CLAIM = "claim"  # elects the producer
+    CHUNKS = "chunks"  # some chunks
+    TAKEOVER = "takeover"  # a new epoch, and often the ending in the lost owner's stead
+    FINISH = "finish"  # the ending, by the owner
+    EXPIRY = "expiry"  # the time to live passed
+    TOMBSTONE = "tombstone"  # deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record. ``entries`` and ``bytes`` say where in the stream it starts; ``nonce`` tells this record from a
+    look-alike, so that its writer knows its own again after a lost acknowledgement."""
+
+    kind: Kind
+    stream_id: str
+    incarnation: Incarnation
+    epoch: int
+    entries: int
+    bytes: int
+    nonce: str
+    chunks: tuple[Chunk, ...] = ()
+    claim: Claim | None = None
+    ending: Ending | None = None
+    producer: ProducerSeq | None = None
+
+    @property
+    def end_entries(self) -> int:
+        return self.entries + len(self.chunks)
+
+    @property
+    def end_bytes(self) -> int:
+        return self.bytes + sum(map(len, self.chunks))
+
+
+class Stored(NamedTuple):
+    """A record as the broker keeps it: its place in the broker's log, the place of the stream's record before it
+    (-1 where the broker does not say), and the broker's time in ms since the Unix epoch."""
+
+    position: int
+    previous: int
+    time_ms: int
+    record: Record
+
+
+def encode(record: Record) -> tuple[dict[str, str], bytes]:
+    """Headers and payload of ``record``."""
+    head = (VERSION, record.kind, record.incarnation, record.epoch, record.entries, record.bytes, record.nonce)
+    headers = {HEADER: ";".join(map(str, head)), ID: record.stream_id}
+    if meta := _meta(record):
+        headers[META] = json.dumps(meta, separators=(",", ":"))
+    if len(record.chunks) == 1:
+        return headers, record.chunks[0]
+    if record.chunks:
+        headers[SIZES] = ",".join(str(len(chunk)) for chunk in record.chunks)
+    return headers, b"".join(record.chunks)
+
+
+def decode(headers: Mapping[str, str] | None, payload: bytes) -> Record:
+    """Read a record. Raises `UnsupportedRecord` for a newer version, `CorruptRecord` for anything else."""
+    if headers is None or (head := headers.get(HEADER)) is None:
+        raise CorruptRecord(f"A message without the header {HEADER}")
+    version = head.partition(";")[0]
+    if version != "1":
+        if version.isdecimal() and int(version) > VERSION:
+            raise UnsupportedRecord(f"A record of format version {version}; this process reads up to {VERSION}")
+        raise CorruptRecord(f"A record without a format version: {head[:80]!r}")
+    try:
+        _, kind, incarnation, epoch, entries, octets, nonce = head.split(";")
+        meta = json.loads(headers[META]) if META in headers else {}
+        return Record(
+            _KINDS[kind],
+            headers[ID],
+            Incarnation.parse(incarnation),
+            int(epoch),
+            int(entries),
+            int(octets),
+            nonce,
+            _split(payload, headers.get(SIZES)) if kind == "chunks" else (),
+            _claim(meta["claim"]) if "claim" in meta else None,
+            _ending(meta["ending"]) if "ending" in meta else None,
+            ProducerSeq(**meta["producer"]) if "producer" in meta else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptRecord(f"A record that cannot be read ({type(error).__name__}): {head[:80]!r}") from error
+
+
+_KINDS = {str(kind): kind for kind in Kind}
+
+
+def _split(payload: bytes, sizes: str | None) -> tuple[bytes, ...]:
+    if sizes is None:
+        return (payload,)
+    ends = list(accumulate(map(int, sizes.split(","))))
+    if ends[-1] != len(payload):
+        raise ValueError("sizes do not add up to the payload")
+    starts = [0, *ends[:-1]]
+    return tuple(payload[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def _meta(record: Record) -> dict[str, Any]:
+    meta: dict[str, Any] = {}
+    if record.claim is not None:
+        meta["claim"] = dump_claim(record.claim)
+    if record.ending is not None:
+        meta["ending"] = dump_ending(record.ending)
+    if record.producer is not None:
+        meta["producer"] = {"id": record.producer.id, "epoch": record.producer.epoch, "seq": record.producer.seq}
+    return meta
+
+
+def dump_claim(claim: Claim) -> dict[str, Any]:
+    """The claim as JSON values, as records and segments carry it."""
+    dumped: dict[str, Any] = {
+        "owner": claim.owner,
+        "ttl": claim.ttl,
+        "max_age": claim.max_age,
+        "content_type": claim.content_type,
+        "headers": claim.headers,
+    }
+    if claim.shared:
+        dumped["shared"] = True
+    if claim.run is not None:
+        run = claim.run
+        dumped["run"] = {"handler": run.handler, "digest": run.digest, "command": run.command, "policy": run.policy}
+    return dumped
+
+
+def _claim(value: dict[str, Any]) -> Claim:
+    run = RunRef(**value["run"]) if "run" in value else None
+    headers = tuple((str(name), str(text)) for name, text in value["headers"])
+    return Claim(
+        str(value["owner"]),
+        float(value["ttl"]),
+        float(value["max_age"]),
+        str(value["content_type"]),
+        headers,
+        run,
+        bool(value.get("shared", False)),
+    )
+
+
+def dump_ending(ending: Ending) -> dict[str, Any]:
+    """The ending as JSON values."""
+    return {"status": ending.status, "code": ending.code, "message": ending.message}
+
+
+def _ending(value: dict[str, Any]) -> Ending:
+    return Ending(Status(value["status"]), value.get("code"), value.get("message"))
+
+
+load_claim, load_ending = _claim, _ending
