@@ -64,7 +64,7 @@ class Log(Protocol):
         the next one's ``previous`` names a position that was not delivered, or ``uncertain`` is called (after a
         reconnect or an overflow), and the follower reads. ``deliver`` must not block or raise."""
 
-    def list(self) -> AsyncIterator[Stored]:
+    def lasts(self) -> AsyncIterator[Stored]:
         """The last record of every stream."""
 
     async def write_segments(self, stream_id: str, incarnation: Incarnation, segments: Sequence[bytes]) -> None:

@@ -154,7 +154,7 @@ class StreamStore(Protocol):
         """Fence ``lost_epoch`` of the current incarnation: every older lease is superseded. With ``ending`` the
         stream ends with it, in the same record, and there is no lease. None too if that epoch no longer holds."""
 
-    def list(self) -> AsyncIterator[StreamInfo]:
+    def streams(self) -> AsyncIterator[StreamInfo]:
         """Every stream that is there, in no order."""
 
     async def aclose(self) -> None:
