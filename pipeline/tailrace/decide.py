@@ -51,9 +51,16 @@ TOO_OLD = Ending(Status.ERROR, "stream-too-old", "The stream reached its longest
 
 
 def claim(state: State, stream_id: str, nonce: int, wanted: Claim, ending: Ending | None = None) -> Record | None:
-    """The claim to write, or None where the stream is taken (the caller is a consumer)."""
+    """The claim to write, or None where the stream is taken (the caller is a consumer).
+
+    Raises `StreamDeleted` where the claim is for a command whose run was here before and is deleted or expired: an
+    accepted run that ended never runs again.
+    """
     if state.phase not in (Phase.VACANT, Phase.GONE):
         return None
+    before = state.claim.run if state.claim else None
+    if wanted.run is not None and before is not None and before.command == wanted.run.command:
+        raise StreamDeleted(f"The run {wanted.run.command} of {stream_id} ended and is gone")
     life = Incarnation(state.generation + 1, nonce)
     return Record(Kind.CLAIM, stream_id, life, FIRST_EPOCH, 0, 0, f"{nonce:016x}", claim=wanted, ending=ending)
 
@@ -203,6 +210,14 @@ def _start_of_offset(state: State, stream_id: str, start: Offset, ends: Sequence
     index = bisect_left(ends, start.bytes + 1)
     before = ends[index - 1] if index else 0
     return index, start.bytes - before
+
+
+def epoch_of(state: State, index: int) -> int:
+    """The epoch in which entry ``index`` was accepted."""
+    for start in reversed(state.epochs):
+        if start.entries <= index:
+            return start.epoch
+    return FIRST_EPOCH
 
 
 def _gone(state: State, stream_id: str) -> CursorGone:

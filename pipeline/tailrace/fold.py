@@ -215,16 +215,7 @@ def _tombstone(state: State, record: Record, time_ms: int) -> tuple[State, Verdi
 
 
 def _gone(state: State, record: Record, time_ms: int, ending: Ending) -> tuple[State, Verdict]:
-    gone = State(
-        phase=Phase.GONE,
-        incarnation=record.incarnation,
-        epoch=state.epoch,
-        entries=state.entries,
-        bytes=state.bytes,
-        ending=ending,
-        created_ms=state.created_ms,
-        updated_ms=time_ms,
-    )
+    gone = replace(state, phase=Phase.GONE, incarnation=record.incarnation, ending=ending, updated_ms=time_ms)
     return gone, Verdict.COUNTS
 
 

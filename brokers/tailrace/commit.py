@@ -1,0 +1,91 @@
+"""Appending a record when the broker may refuse, stay silent or be away.
+
+Rules:
+
+- A retry sends the identical record under the identical condition, so at most one copy is ever stored.
+- A refusal or a silence proves nothing: the stream's last record, read from the leader, does (`decide.outcome`).
+- Only a newer record that is not ours is a reason to think again: `Moved`, and the caller folds and decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator
+from itertools import count
+
+from tailrace import decide
+from tailrace.errors import BrokerUnavailable
+from tailrace.log import AppendRefused, AppendUnknown, Log
+from tailrace.records import Record
+
+_PROCESS = secrets.token_hex(5)
+_COUNT = count(1)
+
+
+def new_nonce() -> str:
+    """A nonce for a record: unique over processes and starts."""
+    return f"{_PROCESS}{next(_COUNT):x}"
+
+
+class Moved(Exception):
+    """A newer record came between: nothing was stored."""
+
+
+class Rewound(Exception):
+    """The log ends before a position that it had acknowledged: it lost records. Nothing was stored."""
+
+
+async def backoff(first: float = 0.02, longest: float = 1.0) -> AsyncIterator[int]:
+    """Yield attempt numbers with growing, jittered pauses between them, for ever."""
+    pause = first
+    for attempt in count(1):
+        yield attempt
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(pause * 2, longest)
+
+
+async def commit(log: Log, record: Record, expected: int, *, patient: bool) -> int:
+    """Store ``record`` behind position ``expected`` and return its position.
+
+    ``patient`` waits for a broker that is away for as long as it takes (a live lease's appends); otherwise
+    `BrokerUnavailable` is raised where it is sure that nothing was stored, and only there: an unknown outcome is always
+    resolved first. Raises `Moved`, `Rewound`, and other broker errors as they come.
+    """
+    sent = False
+    async for _ in backoff():
+        try:
+            return await log.append(record, expected)
+        except BrokerUnavailable:
+            if not (patient or sent):
+                raise
+            continue
+        except AppendUnknown:
+            sent = True
+        except AppendRefused:
+            pass
+        position = await _resolve(log, record, expected)
+        if position is not None:
+            return position
+    raise AssertionError("backoff never ends")
+
+
+async def _resolve(log: Log, record: Record, expected: int) -> int | None:
+    """The position of ``record`` if it landed, None if it is to be sent again."""
+    async for _ in backoff():
+        try:
+            last = await log.last(record.stream_id)
+        except BrokerUnavailable:
+            continue
+        match decide.outcome(record, expected, last):
+            case decide.Outcome.LANDED:
+                assert last is not None
+                return last.position
+            case decide.Outcome.RESEND:
+                return None
+            case decide.Outcome.MOVED:
+                raise Moved
+            case decide.Outcome.REWOUND:
+                raise Rewound
+    raise AssertionError("backoff never ends")
