@@ -1,0 +1,88 @@
+"""The suite's target `tailrace-nats`: JetStream on disk, the gateway and the producer, each a process of its own.
+
+run.py links this file into the suite's adapters folder. Chunks go from the agent straight into the store; readers
+come through the gateway.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from tailbench import CommandProducerTarget, Proc, Req, free_port  # type: ignore[import-not-found]
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests/bench"
+BIN = ROOT / ".venv/bin"
+sys.path.insert(0, str(HERE))
+from producer import call  # noqa: E402
+
+
+class TailraceNats(CommandProducerTarget):  # type: ignore[misc]
+    batch, window = 64, 2  # of a stream at unlimited rate: chunks a call, calls in flight
+    sync = False  # must the broker have a message on the disk before it acknowledges?
+    replay_finished = True
+    resume_from = True
+    persists = True
+
+    def __init__(self, name: str, label: str, **differs: int) -> None:
+        self.name, self.label = name, label
+        self.__dict__.update(differs)
+
+    def setup(self, work: Path) -> list[Proc]:
+        self.port, self.agent_port, nats = free_port(), free_port(), free_port()
+        url = f"nats://127.0.0.1:{nats}"
+        store = [BIN / "nats-server", "-a", "127.0.0.1", "-p", nats, "-js", "-sd", work / "js"]
+        if self.sync:
+            (work / "nats.conf").write_text("jetstream { sync_interval: always }\n")
+            store += ["-c", work / "nats.conf"]
+        gateway = [BIN / "tailrace", "gateway", "--store", url, "--host", "127.0.0.1", "--port", self.port]
+        agent = [BIN / "python", HERE / "agent.py", "--store", url, "--port", self.agent_port]
+        return [
+            Proc("nats", store, ready_port=nats, role="store"),
+            Proc("gateway", gateway, ready_port=self.port, role="server"),
+            Proc("agent", agent, ready_port=self.agent_port, role="producer"),
+        ]
+
+    def start(self, work: Path) -> None:
+        super().start(work)
+        end = time.monotonic() + 15
+        while self.http(Req("GET", "/readyz"), ok=(200, 204, 503))[0].status == 503:
+            if time.monotonic() > end:
+                raise RuntimeError(f"gateway not ready: {(work / 'gateway.log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def producer_argv(self) -> list[str]:
+        return [
+            str(BIN / "python"),
+            "-S",
+            "-E",
+            str(HERE / "producer.py"),
+            *map(str, (self.agent_port, self.batch, self.window)),
+        ]
+
+    def _append(self, *args, **options):  # type: ignore[no-untyped-def]
+        # The producer is the agent: its CPU is the one to report, not that of the program that forwards to it.
+        load = super()._append(*args, **options)
+        load.pid = next(process.pid for proc, process in self.running if proc.name == "agent")
+        return load
+
+    def create_stream(self, sid: str) -> None:
+        call(self.agent_port, "create", [sid])
+
+    def close_stream(self, sid: str) -> None:
+        call(self.agent_port, "close", [sid])
+
+    def subscribe_req(self, sid: str, from_chunk: int | None = None, size: int = 60, finished: bool = False) -> Req:
+        return Req("GET", f"/v1/runs/{sid}" + (f"?offset={from_chunk * size}" if from_chunk else ""))
+
+
+ON_DISK = "Tailrace gateway on NATS JetStream (file storage)"
+TARGETS = [
+    TailraceNats("tailrace-nats", ON_DISK),
+    # The load that the HTTP peers get in M4: one chunk outstanding per stream.
+    TailraceNats("tailrace-nats-serial", f"{ON_DISK}, M4 one chunk at a time per stream", batch=1, window=1),
+    # The durability of dsrs-file, which syncs every append; the broker's default syncs every two minutes.
+    TailraceNats("tailrace-nats-sync", f"{ON_DISK}, synced before each ack", sync=True),
+]
