@@ -12,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
+from typing import TypeVar
 
 from tailrace import decide
 from tailrace.errors import BrokerUnavailable
 from tailrace.log import AppendRefused, AppendUnknown, Log
 from tailrace.records import Record
+
+T = TypeVar("T")
 
 _PROCESS = secrets.token_hex(5)
 _COUNT = count(1)
@@ -44,6 +47,16 @@ async def backoff(first: float = 0.02, longest: float = 1.0) -> AsyncIterator[in
         yield attempt
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(pause * 2, longest)
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat ``call`` while the broker is away."""
+    async for _ in backoff():
+        try:
+            return await call()
+        except BrokerUnavailable:
+            continue
+    raise AssertionError("backoff never ends")
 
 
 async def commit(log: Log, record: Record, expected: int, *, patient: bool) -> int:
@@ -73,19 +86,14 @@ async def commit(log: Log, record: Record, expected: int, *, patient: bool) -> i
 
 async def _resolve(log: Log, record: Record, expected: int) -> int | None:
     """The position of ``record`` if it landed, None if it is to be sent again."""
-    async for _ in backoff():
-        try:
-            last = await log.last(record.stream_id)
-        except BrokerUnavailable:
-            continue
-        match decide.outcome(record, expected, last):
-            case decide.Outcome.LANDED:
-                assert last is not None
-                return last.position
-            case decide.Outcome.RESEND:
-                return None
-            case decide.Outcome.MOVED:
-                raise Moved
-            case decide.Outcome.REWOUND:
-                raise Rewound
-    raise AssertionError("backoff never ends")
+    last = await insist(lambda: log.last(record.stream_id))
+    match decide.outcome(record, expected, last):
+        case decide.Outcome.LANDED:
+            assert last is not None
+            return last.position
+        case decide.Outcome.RESEND:
+            return None
+        case decide.Outcome.MOVED:
+            raise Moved
+        case decide.Outcome.REWOUND:
+            raise Rewound

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from tailrace import decide
 from tailrace.errors import SlowReader, StreamNotFound
-from tailrace.fold import Phase, State, Verdict, fold
+from tailrace.fold import DELETED, Phase, State, Verdict, fold
 from tailrace.model import Ending, Entry, Incarnation, Limits, Mark, Offset, StreamInfo
 from tailrace.records import Kind, Stored
 
@@ -91,7 +91,7 @@ class Tail:
             self._bind()
         elif not decide.follows(self.state, self.incarnation):
             gone = self.state.ending
-            self.ending = gone if gone is not None and self.state.phase is Phase.GONE else decide.DELETED
+            self.ending = gone if gone is not None and self.state.phase is Phase.GONE else DELETED
         elif self.state.ending is not None:
             self.ending = self.state.ending
 

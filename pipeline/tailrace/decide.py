@@ -83,12 +83,17 @@ def require_lease(state: State, lease: Lease) -> None:
         raise StreamFinalized(f"Stream already finalized: {lease.stream_id}")
 
 
+def owns(state: State, lease: Lease) -> bool:
+    """Whether the lease holds: its stream lives in its incarnation and epoch."""
+    return state.phase is Phase.LIVE and (state.incarnation, state.epoch) == (lease.incarnation, lease.epoch)
+
+
 def finalizes(state: State, lease: Lease) -> bool:
     """Whether a finalize has something to write; False is a no-op (ended, or superseded: the first wins).
     Raises `StreamNotFound` for a stream that is not there."""
     if state.phase in (Phase.VACANT, Phase.GONE):
         raise StreamNotFound(f"Stream not found: {lease.stream_id}")
-    return state.phase is Phase.LIVE and (state.incarnation, state.epoch) == (lease.incarnation, lease.epoch)
+    return owns(state, lease)
 
 
 def chunks(

@@ -26,7 +26,7 @@ Rules, beside the table below:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from types import MappingProxyType
 
@@ -78,7 +78,7 @@ class State:
     owner: str | None = None
     ending: Ending | None = None
     epochs: tuple[EpochStart, ...] = ()
-    producers: Mapping[str, tuple[int, int]] = _NO_PRODUCERS
+    producers: Mapping[str, tuple[int, int]] = field(default_factory=lambda: _NO_PRODUCERS)
     last_nonce: str = ""
     created_ms: int = 0
     updated_ms: int = 0
