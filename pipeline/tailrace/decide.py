@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 from tailrace.errors import (
     CursorGone,
+    InvalidCursor,
     LimitExceeded,
     OffsetOutOfRange,
     ProducerLost,
@@ -207,6 +208,8 @@ def start_of(state: State, stream_id: str, start: str | Offset, ends: Sequence[i
 def _start_of_offset(state: State, stream_id: str, start: Offset, ends: Sequence[int]) -> tuple[int, int]:
     if start.incarnation is not None and start.incarnation != state.incarnation:
         raise _gone(state, stream_id)
+    if start.bytes < 0:
+        raise InvalidCursor(f"Not an offset: {start.bytes}")
     if start.bytes > state.bytes and state.phase is not Phase.LIVE:
         raise OffsetOutOfRange(
             f"Offset {start.bytes} is beyond the end of {stream_id} ({state.bytes} bytes)", length=state.bytes

@@ -54,6 +54,7 @@ _INCARNATION = re.compile(r"([1-9][0-9]{0,8})-([0-9a-f]{16})")
 # keeps the order of the octets. Within one stream a cursor of a later position is the greater string.
 _CURSOR = struct.Struct(">4sIQI")
 _CURSOR_VERSION = "1"
+_CURSOR_TEXT = re.compile(_CURSOR_VERSION + "[0-9a-v]{48}")
 
 
 @lru_cache(maxsize=4096)
@@ -78,12 +79,9 @@ class Mark(NamedTuple):
     @classmethod
     def parse(cls, stream_id: str, cursor: str) -> Mark:
         """Read a cursor of ``stream_id``. Raises `InvalidCursor` for anything else."""
-        try:
-            if len(cursor) != 49 or cursor[0] != _CURSOR_VERSION or cursor != cursor.lower():
-                raise ValueError
-            packed = base64.b32hexdecode(cursor[1:].upper())
-        except ValueError:
-            raise InvalidCursor(f"Not a cursor: {cursor[:80]!r}") from None
+        if _CURSOR_TEXT.fullmatch(cursor) is None:
+            raise InvalidCursor(f"Not a cursor: {cursor[:80]!r}")
+        packed = base64.b32hexdecode(cursor[1:].upper())
         stream_hash, generation, nonce, epoch = _CURSOR.unpack_from(packed)
         if stream_hash != _stream_hash(stream_id):
             raise InvalidCursor(f"This cursor belongs to another stream than {stream_id}")

@@ -18,14 +18,15 @@ the identical record: same nonce, epoch and start.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from tailrace.errors import CorruptRecord, UnsupportedRecord
-from tailrace.model import Claim, Ending, Incarnation, ProducerSeq, RunRef, Status
+from tailrace.errors import CorruptRecord, InvalidStreamId, UnsupportedRecord
+from tailrace.model import Claim, Ending, Incarnation, ProducerSeq, RunRef, Status, validate_stream_id
 
 VERSION = 1
 Chunk = bytes
@@ -94,37 +95,57 @@ def decode(headers: Mapping[str, str] | None, payload: bytes) -> Record:
     """Read a record. Raises `UnsupportedRecord` for a newer version, `CorruptRecord` for anything else."""
     if headers is None or (head := headers.get(HEADER)) is None:
         raise CorruptRecord(f"A message without the header {HEADER}")
-    version = head.partition(";")[0]
-    if version != "1":
-        if version.isdecimal() and int(version) > VERSION:
-            raise UnsupportedRecord(f"A record of format version {version}; this process reads up to {VERSION}")
+    if not head.startswith("1;"):
+        if newer := _NEWER.match(head):
+            raise UnsupportedRecord(f"A record of format version {newer[1][:20]}; this process reads up to {VERSION}")
         raise CorruptRecord(f"A record without a format version: {head[:80]!r}")
     try:
-        _, kind, incarnation, epoch, entries, octets, nonce = head.split(";")
-        meta = json.loads(headers[META]) if META in headers else {}
-        return Record(
-            _KINDS[kind],
-            headers[ID],
-            Incarnation.parse(incarnation),
-            int(epoch),
-            int(entries),
-            int(octets),
-            nonce,
-            _split(payload, headers.get(SIZES)) if kind == "chunks" else (),
-            _claim(meta["claim"]) if "claim" in meta else None,
-            _ending(meta["ending"]) if "ending" in meta else None,
-            ProducerSeq(**meta["producer"]) if "producer" in meta else None,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _decode(head, headers, payload)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidStreamId) as error:
         raise CorruptRecord(f"A record that cannot be read ({type(error).__name__}): {head[:80]!r}") from error
 
 
 _KINDS = {str(kind): kind for kind in Kind}
+_NEWER = re.compile(r"([2-9]|[1-9][0-9]+);")
+_HEAD = re.compile(r"1;([a-z]+);([0-9a-f-]+);([0-9]{1,10});([0-9]{1,13});([0-9]{1,13});([!-:<-~]{1,64})")
+_SIZES = re.compile(r"[0-9]{1,10}(,[0-9]{1,10})*")
+
+
+def _decode(head: str, headers: Mapping[str, str], payload: bytes) -> Record:
+    if (match := _HEAD.fullmatch(head)) is None:
+        raise ValueError("fields")
+    kind = _KINDS[match[1]]
+    meta = json.loads(headers[META]) if META in headers else {}
+    record = Record(
+        kind,
+        validate_stream_id(headers[ID]),
+        Incarnation.parse(match[2]),
+        int(match[3]),
+        int(match[4]),
+        int(match[5]),
+        match[6],
+        _split(payload, headers.get(SIZES)) if kind is Kind.CHUNKS else (),
+        _claim(meta["claim"]) if "claim" in meta else None,
+        _ending(meta["ending"]) if "ending" in meta else None,
+        _producer(meta["producer"]) if "producer" in meta else None,
+    )
+    _check(record)
+    return record
+
+
+def _check(record: Record) -> None:
+    """What the fold and the cursors rely on."""
+    if not 0 < record.epoch < 1 << 32 or record.end_entries >> 40 or record.end_bytes >> 40:
+        raise ValueError("position")
+    if (record.kind is Kind.CLAIM and record.claim is None) or (record.kind is Kind.FINISH and record.ending is None):
+        raise ValueError("facts")
 
 
 def _split(payload: bytes, sizes: str | None) -> tuple[bytes, ...]:
     if sizes is None:
         return (payload,)
+    if _SIZES.fullmatch(sizes) is None:
+        raise ValueError("sizes")
     ends = list(accumulate(map(int, sizes.split(","))))
     if ends[-1] != len(payload):
         raise ValueError("sizes do not add up to the payload")
@@ -161,17 +182,42 @@ def dump_claim(claim: Claim) -> dict[str, Any]:
 
 
 def _claim(value: dict[str, Any]) -> Claim:
-    run = RunRef(**value["run"]) if "run" in value else None
-    headers = tuple((str(name), str(text)) for name, text in value["headers"])
+    run = RunRef(**{name: _text(text) for name, text in value["run"].items()}) if "run" in value else None
+    headers = tuple((_text(name), _text(text)) for name, text in value["headers"])
     return Claim(
-        str(value["owner"]),
-        float(value["ttl"]),
-        float(value["max_age"]),
-        str(value["content_type"]),
+        _text(value["owner"]),
+        _seconds(value["ttl"]),
+        _seconds(value["max_age"]),
+        _text(value["content_type"]),
         headers,
         run,
-        bool(value.get("shared", False)),
+        value.get("shared", False) is True,
     )
+
+
+def _producer(value: dict[str, Any]) -> ProducerSeq:
+    return ProducerSeq(_text(value["id"]), _count(value["epoch"]), _count(value["seq"]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError("count")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= _LONGEST:
+        raise TypeError("seconds")
+    return float(value)
+
+
+_LONGEST = 1e11  # seconds, some 3000 years: what a sum of milliseconds bears everywhere
 
 
 def dump_ending(ending: Ending) -> dict[str, Any]:
@@ -180,7 +226,12 @@ def dump_ending(ending: Ending) -> dict[str, Any]:
 
 
 def _ending(value: dict[str, Any]) -> Ending:
-    return Ending(Status(value["status"]), value.get("code"), value.get("message"))
+    code, message = value.get("code"), value.get("message")
+    return Ending(
+        Status(value["status"]),
+        None if code is None else _text(code),
+        None if message is None else _text(message),
+    )
 
 
 load_claim, load_ending = _claim, _ending
