@@ -17,7 +17,8 @@ which the kernel releases whatever way a holder ends. No pid is ever judged.
 
 Rules. Lock files are never deleted, or two holders could each lock "the" file. A lock is released by closing its
 descriptor, never by `LOCK_UN`, which would take it from everyone who shares the descriptor. Only the holder of
-`server.lock` writes. The directory is on a local disk: network file systems do not share descriptors' locks.
+`server.lock` writes. A process forked from a user (without exec) is that user, too. The directory is on a local
+disk: network file systems do not share a lock between copies of its descriptor.
 """
 
 import json

@@ -257,6 +257,16 @@ async def test_the_last_user_to_leave_ends_the_server(home: Path, start_user: Ca
     assert read_record(home).server_pid is None
 
 
+@pytest.mark.slow
+async def test_a_server_that_does_not_end_is_killed(home: Path) -> None:
+    async with await attach(home):
+        supervisor, server = await pids(home)
+        gone = [ended(supervisor), ended(server)]
+        os.kill(server, signal.SIGSTOP)
+    await until(lambda: all(check() for check in gone), "the end of server and supervisor")
+    assert "killing it" in (home / "server.log").read_text()
+
+
 async def test_a_killed_user_has_left(home: Path, start_user: Callable[[], User]) -> None:
     user = start_user()
     await user.url()
