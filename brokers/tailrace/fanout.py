@@ -20,8 +20,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from tailrace import decide
-from tailrace.errors import SlowReader, StreamNotFound
-from tailrace.fold import DELETED, Phase, State, Verdict, fold
+from tailrace.errors import BrokerUnavailable, SlowReader, StreamNotFound
+from tailrace.fold import DELETED, TRIMMED, Phase, State, Verdict, fold
 from tailrace.model import Ending, Entry, Incarnation, Limits, Mark, Offset, StreamInfo
 from tailrace.records import Kind, Stored
 
@@ -78,7 +78,29 @@ class Tail:
 
     @property
     def has_gap(self) -> bool:
+        """Whether records are known that wait for others before them."""
         return bool(self._ahead)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the tail has a life without an ending."""
+        return self.incarnation is not None and self.ending is None
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the stream went on to be gone, or to another life, after this tail's."""
+        return self.incarnation is not None and not decide.follows(self.state, self.incarnation)
+
+    def trim(self) -> None:
+        """The log lost records that were read from it: this life ends here, for this process's readers."""
+        if self.ending is None:
+            self.ending = TRIMMED
+            self._tell()
+
+    def close_readers(self) -> None:
+        """The process lets go of the stream: pending waits return, and a take raises `BrokerUnavailable`."""
+        for reader in tuple(self.readers):
+            reader.abort()
 
     def _apply(self, stored: Stored) -> None:
         before = self.state
@@ -140,6 +162,7 @@ class TailReader:
     """A reader on a tail (`tailrace.contracts.Reader`)."""
 
     __slots__ = (
+        "_aborted",
         "_callback",
         "_closed",
         "_future",
@@ -162,6 +185,7 @@ class TailReader:
         self._future: asyncio.Future[None] | None = None
         self._closed = False
         self._slow = False
+        self._aborted = False
         self._lag_from = tail.state.bytes  # what grows behind this while nothing is taken is the lag
         tail.readers.add(self)
 
@@ -216,6 +240,8 @@ class TailReader:
         return body
 
     def _advance(self, max_entries: int | None) -> int:
+        if self._aborted:
+            raise BrokerUnavailable(f"The store that read {self._tail.stream_id} was closed")
         if self._slow:
             raise SlowReader(f"The reader of {self._tail.stream_id} fell too far behind", cursor=self.cursor)
         start, end = self._index, len(self._tail.chunks)
@@ -226,7 +252,7 @@ class TailReader:
     @property
     def pending(self) -> bool:
         """Whether `take` or `ending` has something to say."""
-        return self._slow or self._index < len(self._tail.chunks) or self._tail.ending is not None
+        return self._slow or self._aborted or self._index < len(self._tail.chunks) or self._tail.ending is not None
 
     async def wait(self) -> None:
         if self.pending or self._closed:
@@ -250,7 +276,14 @@ class TailReader:
         elif self._future is not None and not self._future.done():
             self._future.set_result(None)
 
+    def abort(self) -> None:
+        """The store is closed: whoever reads on is told."""
+        self._aborted = True
+        self.wake()
+        self.close()
+
     def close(self) -> None:
+        """Leave the tail. Idempotent."""
         if self._closed:
             return
         self._closed = True

@@ -1,8 +1,8 @@
 """This process as a member: it beats, hears the others, and judges who is lost.
 
-Theory: see `tailrace.liveness`. One heartbeat serves all that a process does, however many streams it holds. A beat also
-names, twice each, the streams that the process wrote and that have since gone quiet: the last live message of a stream
-may be lost on its way, nothing follows to show it, and the beat does.
+Theory: see `tailrace.liveness`. One heartbeat serves all that a process does, however many streams it holds. A beat
+also names, twice each, the streams that the process wrote and that have since gone quiet: the last live message of a
+stream may be lost on its way, nothing follows to show it, and the beat does.
 
 Rules: beats are numbered. Who misses one reads again what its sender writes. A beat that cannot be stored is skipped.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum, auto
 
 from tailrace.errors import (
@@ -29,7 +30,7 @@ from tailrace.errors import (
     StreamTrimmed,
     TooManyEntries,
 )
-from tailrace.fold import Phase, State
+from tailrace.fold import TRIMMED, Phase, State
 from tailrace.model import (
     Acquisition,
     Claim,
@@ -84,6 +85,21 @@ def require_lease(state: State, lease: Lease) -> None:
         raise StreamFinalized(f"Stream already finalized: {lease.stream_id}")
 
 
+def require_stream(state: State, stream_id: str) -> None:
+    """Raise `StreamNotFound` where there is no stream, `StreamFinalized` where it has its ending."""
+    if state.phase in (Phase.VACANT, Phase.GONE):
+        raise StreamNotFound(f"Stream not found: {stream_id}")
+    if state.phase is not Phase.LIVE:
+        raise StreamFinalized(f"Stream already finalized: {stream_id}")
+
+
+def has_ended(state: State, stream_id: str) -> bool:
+    """Whether the stream has its ending. Raises `StreamNotFound` where there is no stream."""
+    if state.phase in (Phase.VACANT, Phase.GONE):
+        raise StreamNotFound(f"Stream not found: {stream_id}")
+    return state.phase is not Phase.LIVE
+
+
 def owns(state: State, lease: Lease) -> bool:
     """Whether the lease holds: its stream lives in its incarnation and epoch."""
     return state.phase is Phase.LIVE and (state.incarnation, state.epoch) == (lease.incarnation, lease.epoch)
@@ -122,6 +138,50 @@ def takeover(
     return Record(Kind.TAKEOVER, stream_id, *at, nonce, claim=claim, ending=ending)
 
 
+def takeover_of(
+    state: State, stream_id: str, nonce: str, lost_epoch: int, ending: Ending | None, owner: str
+) -> Record | None:
+    """The takeover of ``lost_epoch`` by ``owner``, or None where another epoch holds."""
+    if state.mark is None or state.claim is None or state.epoch != lost_epoch:
+        return None
+    return takeover(state, stream_id, nonce, state.mark, ending, replace(state.claim, owner=owner))
+
+
+def ends_when_lost(state: State) -> bool:
+    """Whether a reader's process may end this stream when its owner is lost; a run that others continue it may not."""
+    run = state.claim.run if state.claim else None
+    return state.phase is Phase.LIVE and (run is None or run.policy == "fail")
+
+
+def newer_sign_of_life(judged: State, state: State) -> bool:
+    """Whether the stream moved since its owner was judged lost: the judgement is withdrawn."""
+    return state.position != judged.position
+
+
+def rewound(state: State, last: Stored | None) -> bool:
+    """Whether a log whose last record is ``last`` has lost records that ``state`` was folded from."""
+    return state.position > 0 and (last is None or last.position < state.position)
+
+
+def may_be_sealed(last: Stored) -> bool:
+    """Whether a stream that ends in this record may have segments."""
+    return last.record.ending is not None and last.record.kind is not Kind.CLAIM
+
+
+def sealable(state: State) -> bool:
+    """Whether the stream can be sealed: ended, whole, and still there."""
+    return state.phase is Phase.ENDED and state.claim is not None and state.ending is not TRIMMED
+
+
+def ending(status: str, message: str | None, code: str | None) -> Ending:
+    """The ending that a finalize asks for. Raises `ValueError` for a status that is none."""
+    if status not in ("done", "error", "cancelled"):
+        raise ValueError(f"finalize takes done, error or cancelled, not {status!r}")
+    if status == "done":
+        return Ending(Status.DONE)
+    return Ending(Status(status), code or status, message)
+
+
 def expiry(state: State, stream_id: str, nonce: str, now_ms: int) -> Record | None:
     """The record that a stream whose time has passed is owed at broker time ``now_ms``: an expiry behind its time to
     live, the too-old ending behind its longest life, else None."""
@@ -129,7 +189,7 @@ def expiry(state: State, stream_id: str, nonce: str, now_ms: int) -> Record | No
         return None
     at = (state.incarnation, state.epoch, state.entries, state.bytes)
     if state.expires_ms is not None and now_ms >= state.expires_ms:
-        return Record(Kind.EXPIRY, stream_id, *at, nonce)
+        return Record(Kind.EXPIRY, stream_id, *at, nonce, ending=state.ending)
     if state.too_old_ms is not None and now_ms >= state.too_old_ms:
         return takeover(state, stream_id, nonce, None, TOO_OLD)
     return None
@@ -235,7 +295,7 @@ def _gone(state: State, stream_id: str) -> CursorGone:
 
 def follows(state: State, incarnation: Incarnation) -> bool:
     """Whether a reader of ``incarnation`` still reads this stream (and not the life after it)."""
-    return state.incarnation == incarnation and state.phase in (Phase.LIVE, Phase.ENDED)
+    return state.incarnation == incarnation and state.phase in (Phase.LIVE, Phase.ENDED, Phase.HEADLESS)
 
 
 def info(state: State, stream_id: str) -> StreamInfo:
@@ -260,6 +320,28 @@ def info(state: State, stream_id: str) -> StreamInfo:
         claim.run if claim else None,
         state.created_ms,
         state.expires_ms,
+    )
+
+
+def glance(stored: Stored) -> StreamInfo | None:
+    """What a stream's last record alone tells of it, or None where there is no stream any more."""
+    record = stored.record
+    if record.kind in (Kind.TOMBSTONE, Kind.EXPIRY):
+        return None
+    mark = Mark(record.incarnation, record.epoch, record.end_entries, record.end_bytes)
+    claim = record.claim
+    return StreamInfo(
+        record.stream_id,
+        Status.STREAMING if record.ending is None else record.ending.status,
+        record.ending.code if record.ending else None,
+        record.ending.message if record.ending else None,
+        mark.cursor(record.stream_id),
+        mark.bytes,
+        mark.entries,
+        mark.incarnation,
+        mark.epoch,
+        claim.owner if claim else None,
+        claim.content_type if claim else None,
     )
 
 

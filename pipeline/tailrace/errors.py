@@ -24,6 +24,7 @@ Adapters translate what a client library raises, at their edge, with ``from``; n
     │   ├── StreamTooLarge    stream-too-large
     │   ├── StreamTooOld      stream-too-old
     │   ├── TooManyStreams    too-many-streams
+    │   ├── StorageFull       storage-full
     │   ├── TooManyReaders    too-many-readers
     │   ├── TtlTooLong        ttl-too-long
     │   └── SlowReader        slow-reader          carries the cursor to resume from
@@ -167,6 +168,12 @@ class TooManyStreams(LimitExceeded):
     code = "too-many-streams"
     setting = "TAILRACE_MAX_STREAMS"
     hint = "Wait for streams to end or expire, delete some, or raise TAILRACE_MAX_STREAMS."
+
+
+class StorageFull(LimitExceeded):
+    code = "storage-full"
+    setting = "TAILRACE_MAX_TOTAL_BYTES"
+    hint = "Delete streams or wait for some to expire, give the broker more room, or raise TAILRACE_MAX_TOTAL_BYTES."
 
 
 class TooManyReaders(LimitExceeded):

@@ -19,7 +19,8 @@ Rules, beside the table below:
 - Every record names where it starts. One that starts beyond the stream's end shows a hole: the stream ends as trimmed.
 - One that is the last one again (same nonce) is a repeat; a retry may be stored twice.
 - A takeover counts only if its epoch is the current one plus one; the new epoch starts at the stream's end.
-- An expiry counts only if nothing came after what its writer had seen. Time is never computed again here.
+- An expiry counts only if nothing came after what its writer had seen: it names the entries and, of an ended stream,
+  the ending. Time is never computed again here.
 - A claim of a gone stream must be of the next generation; nothing is claimed over an incarnation that lives or ended.
 """
 
@@ -203,7 +204,7 @@ def _takeover(state: State, record: Record, time_ms: int) -> tuple[State, Verdic
 def _expiry(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]:
     if record.incarnation != state.incarnation or record.epoch != state.epoch:
         return state, Verdict.FENCED
-    if record.entries != state.entries:
+    if (record.entries, record.ending) != (state.entries, state.ending):
         return state, Verdict.OVERTAKEN
     return _gone(state, record, time_ms, EXPIRED)
 

@@ -240,6 +240,7 @@ class Limits:
     max_entries: int | None = 1_000_000
     max_stream_bytes: int | None = 64 * 1024 * 1024
     max_streams: int | None = None
+    max_total_bytes: int | None = None
     max_readers: int | None = 20_000
     max_reader_lag_bytes: int = 8 * 1024 * 1024
     max_stream_age: float = 24 * 3600.0

@@ -1,0 +1,448 @@
+"""The store: `tailrace.contracts.StreamStore` over any `Log`.
+
+Theory: every change is the same loop. Fold what the broker has, let `tailrace.decide` say which record to write, commit
+it on the condition that nothing came since, and begin again if something did. Every read is the same tail.
+
+Rules:
+
+- Nothing kept here is needed to go on: tails, writers and states are rebuilt from the log.
+- What must be done whatever becomes of the caller (resolving a claim, ending a lost stream, sealing) is a task of the
+  store, never of a request.
+- Closing the store closes what it opened: its writers end their streams, its tails end their readers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Self, TypeVar
+
+from tailrace import decide
+from tailrace.commit import Moved, Rewound, backoff, commit, insist, new_nonce
+from tailrace.contracts import Capabilities, Reader, RunQueue
+from tailrace.errors import (
+    BrokerUnavailable,
+    LeaseRequired,
+    StreamSuperseded,
+    TailraceError,
+    TooManyStreams,
+    TtlTooLong,
+)
+from tailrace.fold import State, fold
+from tailrace.log import Log
+from tailrace.members import Membership, QuietStreams
+from tailrace.model import (
+    Acquisition,
+    Claim,
+    Ending,
+    Entry,
+    Incarnation,
+    Lease,
+    Limits,
+    Offset,
+    RunRef,
+    Status,
+    StreamInfo,
+    validate_stream_id,
+)
+from tailrace.records import Record, Stored
+from tailrace.sealing import Sealer
+from tailrace.tails import Tails
+from tailrace.writer import Writer
+
+logger = logging.getLogger("tailrace.store")
+T = TypeVar("T")
+
+
+class LogStore:
+    """Streams on a log. ``request_timeout`` (seconds) bounds what a new request waits for the broker."""
+
+    def __init__(
+        self,
+        log: Log,
+        membership: Membership,
+        runs: RunQueue,
+        limits: Limits,
+        capabilities: Capabilities,
+        *,
+        linger: float = 5.0,
+        request_timeout: float = 10.0,
+        on_close: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.capabilities = capabilities
+        self.log = log
+        self._members = membership
+        self._runs = runs
+        self._on_close = on_close
+        self._timeout = request_timeout
+        self._writers: dict[str, Writer] = {}
+        self._leases: dict[str, Lease] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending: set[str] = set()
+        self._quiet = QuietStreams()
+        self._closed = False
+        self.sealer = Sealer(log, self._spawn)
+        self.tails = Tails(log, limits, self.sealer, self._overdue, self._spawn, linger)
+        membership.quiet = self._quiet
+        membership.on_tick = self._tick
+        membership.on_quiet = self.tails.check
+        membership.on_missed = self.tails.doubt
+
+    @property
+    def members(self) -> Membership:
+        return self._members
+
+    @property
+    def runs(self) -> RunQueue:
+        return self._runs
+
+    async def start(self) -> Self:
+        """Begin to beat. The store can be used before; it cannot judge who is lost."""
+        await self._members.start()
+        return self
+
+    # ---------------------------------------------------------------- the election
+
+    async def acquire(
+        self,
+        stream_id: str,
+        *,
+        ttl: float | None = None,
+        content_type: str = "application/octet-stream",
+        headers: Sequence[tuple[str, str]] = (),
+        run: RunRef | None = None,
+        ending: Ending | None = None,
+    ) -> Acquisition:
+        validate_stream_id(stream_id)
+        life = self.limits.default_ttl if ttl is None else ttl
+        if life > self.limits.max_ttl:
+            raise TtlTooLong(f"A time to live of {life:g} s; the most is {self.limits.max_ttl:g} s")
+        wanted = Claim(self._members.id, life, self.limits.max_stream_age, content_type, tuple(headers), run)
+        task = self._spawn(self._claim(stream_id, wanted, ending))
+        try:
+            acquisition = await asyncio.wait_for(asyncio.shield(task), self._timeout)
+        except TimeoutError:
+            self._spawn(self._disown(stream_id, task))
+            raise BrokerUnavailable(f"No answer to the claim of {stream_id} in {self._timeout:g} s") from None
+        except asyncio.CancelledError:
+            self._spawn(self._disown(stream_id, task))
+            raise
+        return acquisition
+
+    async def _claim(self, stream_id: str, wanted: Claim, ending: Ending | None) -> Acquisition:
+        nonce = secrets.randbits(64)
+        state: State = State()  # most ids are new: claim first, look only when refused
+        while True:
+            record = decide.claim(state, stream_id, nonce, wanted, ending)
+            if record is None:
+                return decide.acquired(state, stream_id, None)
+            if await self._is_full():
+                state = await self._current(stream_id)
+                if decide.claim(state, stream_id, nonce, wanted, ending) is None:
+                    continue
+                raise TooManyStreams("maxStreams exceeded")
+            try:
+                position = await commit(self.log, record, state.position, patient=False)
+            except (Moved, Rewound):
+                state = await self._current(stream_id)
+                if state.last_nonce != record.nonce and state.incarnation != record.incarnation:
+                    continue
+            else:
+                state, _ = fold(state, Stored(position, -1, self.log.now_ms(), record))
+            return self._won(stream_id, state, record)
+
+    async def _is_full(self) -> bool:
+        most = self.limits.max_streams
+        if most is None or await self.log.count() < most:
+            return False
+        await self.collect()
+        return await self.log.count() >= most
+
+    async def collect(self) -> None:
+        """Write the expiry of every stream whose time has passed; where nobody reads or asks, nobody else does."""
+        self.tails.glance()
+        async for stored in self.log.lasts():
+            await self._current(stored.record.stream_id)
+
+    def _won(self, stream_id: str, state: State, record: Record) -> Acquisition:
+        acquisition = decide.acquired(state, stream_id, record)
+        if acquisition.lease is not None and record.ending is None:
+            self._leases[stream_id] = acquisition.lease
+            self._writers[acquisition.lease.token] = self._writer(acquisition.lease, state)
+        return acquisition
+
+    async def _disown(self, stream_id: str, claim: asyncio.Task[Acquisition]) -> None:
+        """The caller of acquire gave up: if the claim proves to be ours, nobody serves it. End it."""
+        try:
+            acquisition = await claim
+        except TailraceError:
+            return
+        if acquisition.lease is not None and acquisition.lease.token in self._writers:
+            gone = Ending(Status.PRODUCER_LOST, "producer-lost", "The caller of acquire gave up")
+            await self._writers[acquisition.lease.token].finish(gone)
+
+    # ---------------------------------------------------------------- writing
+
+    async def append(self, stream_id: str, chunk: bytes, lease: Lease | None = None) -> str:
+        return await self.extend(stream_id, (chunk,), lease)
+
+    async def extend(self, stream_id: str, chunks: Sequence[bytes], lease: Lease | None = None) -> str:
+        validate_stream_id(stream_id)
+        writer = self._writers.get(lease.token) if lease is not None else self._own_writer(stream_id)
+        if writer is None or writer.lease.stream_id != stream_id:
+            writer = await self._writer_of(stream_id, lease)
+        return await writer.extend(chunks)
+
+    def _own_writer(self, stream_id: str) -> Writer | None:
+        lease = self._leases.get(stream_id)
+        return self._writers.get(lease.token) if lease is not None else None
+
+    async def _writer_of(self, stream_id: str, lease: Lease | None) -> Writer:
+        """A writer for a lease that came from elsewhere, or whose writer is through. Raises why there is none."""
+        held = lease or self._leases.get(stream_id)
+        state = await self._bounded(self._current(stream_id))
+        if held is None:
+            decide.require_stream(state, stream_id)
+            raise LeaseRequired(f"This store did not acquire {stream_id}, and no lease was given")
+        if held.stream_id != stream_id:
+            raise LeaseRequired(f"The lease is of {held.stream_id}, not of {stream_id}")
+        decide.require_lease(state, held)
+        if held.token not in self._writers:
+            self._writers[held.token] = self._writer(held, state)
+        return self._writers[held.token]
+
+    def _writer(self, lease: Lease, state: State) -> Writer:
+        return Writer(self.log, self.limits, lease, state, self._kept)
+
+    def _kept(self, writer: Writer) -> None:
+        """A writer stored something, or is through."""
+        self._quiet.wrote(self.log.key(writer.lease.stream_id), writer.state.position)
+        if writer.failure is not None and not writer.busy:
+            self._writers.pop(writer.lease.token, None)
+            # a superseded lease is remembered, so that whoever still uses it without naming it is told why
+            superseded = isinstance(writer.failure, StreamSuperseded)
+            if not superseded and self._leases.get(writer.lease.stream_id) == writer.lease:
+                del self._leases[writer.lease.stream_id]
+            self.sealer.offer(writer.lease.stream_id)
+
+    async def finalize(
+        self,
+        stream_id: str,
+        status: str,
+        error: str | None = None,
+        lease: Lease | None = None,
+        *,
+        code: str | None = None,
+    ) -> None:
+        validate_stream_id(stream_id)
+        ending = decide.ending(status, error, code)
+        writer = self._writers.get(lease.token) if lease is not None else self._own_writer(stream_id)
+        if writer is None or writer.lease.stream_id != stream_id:
+            held = lease or self._leases.get(stream_id)
+            state = await self._bounded(self._current(stream_id))
+            if held is None:
+                if decide.has_ended(state, stream_id):
+                    return
+                raise LeaseRequired(f"This store did not acquire {stream_id}, and no lease was given")
+            if not decide.finalizes(state, held):
+                return
+            writer = await self._writer_of(stream_id, held)
+        await writer.finish(ending)
+
+    # ---------------------------------------------------------------- reading
+
+    def read(self, stream_id: str, cursor: str | Offset = "") -> AsyncIterator[Entry]:
+        validate_stream_id(stream_id)
+        return self._read(stream_id, cursor)
+
+    async def _read(self, stream_id: str, cursor: str | Offset) -> AsyncGenerator[Entry, None]:
+        reader = await self.open(stream_id, cursor)
+        try:
+            while True:
+                for entry in reader.take():
+                    yield entry
+                if (ending := reader.ending) is not None:
+                    break
+                await reader.wait()
+        finally:
+            reader.close()
+        if ending.code != "deleted" and (error := decide.ending_error(ending)) is not None:
+            raise error
+
+    async def open(self, stream_id: str, cursor: str | Offset = "", *, wait: float = 0) -> Reader:
+        validate_stream_id(stream_id)
+        return await self.tails.open(stream_id, cursor, wait, self._timeout)
+
+    async def status(self, stream_id: str) -> StreamInfo:
+        validate_stream_id(stream_id)
+        state = self.tails.state(stream_id)
+        if state is None:
+            state = await self._bounded(self._current(stream_id))
+        info = decide.info(state, stream_id)
+        if info.status is Status.MISSING and (command := await self._runs.find(stream_id)) is not None:
+            run = RunRef(command.handler, command.digest, command.id, command.policy)
+            return StreamInfo(stream_id, Status.QUEUED, run=run)
+        return info
+
+    async def streams(self) -> AsyncIterator[StreamInfo]:
+        async for stored in self.log.lasts():
+            if (info := decide.glance(stored)) is not None:
+                yield info
+
+    # ---------------------------------------------------------------- ending for others
+
+    async def delete(self, stream_id: str, incarnation: Incarnation | None = None) -> bool:
+        validate_stream_id(stream_id)
+        nonce = new_nonce()
+        record = await self._bounded(
+            self._act(stream_id, lambda state: decide.tombstone(state, stream_id, nonce, incarnation))
+        )
+        if record is None:
+            return False
+        self._spawn(self.sealer.drop(stream_id, record.incarnation))
+        return True
+
+    async def takeover(self, stream_id: str, lost_epoch: int, ending: Ending | None = None) -> Lease | None:
+        validate_stream_id(stream_id)
+        nonce = new_nonce()
+
+        def decision(state: State) -> Record | None:
+            return decide.takeover_of(state, stream_id, nonce, lost_epoch, ending, self._members.id)
+
+        record = await self._bounded(self._act(stream_id, decision))
+        if record is None:
+            return None
+        if ending is not None:
+            self.sealer.offer(stream_id)
+            return None
+        lease = Lease(stream_id, record.incarnation, record.epoch)
+        self._leases[stream_id] = lease
+        return lease
+
+    async def _act(self, stream_id: str, decision: Callable[[State], Record | None]) -> Record | None:
+        """Fold, decide, commit, until the record is stored (and returned) or there is none to store."""
+        async for _ in backoff(0.001):
+            state = await self._state(stream_id)
+            record = decision(state)
+            if record is None:
+                return None
+            try:
+                await commit(self.log, record, state.position, patient=False)
+                return record
+            except Moved:
+                if (await self._state(stream_id)).last_nonce == record.nonce:
+                    return record
+            except Rewound:
+                continue
+        raise AssertionError("backoff never ends")
+
+    # ---------------------------------------------------------------- states
+
+    async def _state(self, stream_id: str) -> State:
+        """The stream as the broker's leader has it."""
+        state = State()
+        for stored in await self.log.read(stream_id):
+            state, _ = fold(state, stored)
+        return state
+
+    async def _current(self, stream_id: str) -> State:
+        """The same, with the record written that its time has made due."""
+        while True:
+            state = await self._state(stream_id)
+            record = decide.expiry(state, stream_id, new_nonce(), self.log.now_ms())
+            if record is None:
+                return state
+            try:
+                await commit(self.log, record, state.position, patient=False)
+            except (Moved, Rewound):
+                continue
+
+    def _overdue(self, stream_id: str) -> None:
+        """A tail's time has passed: write what is due."""
+        self._spawn(insist(lambda: self._current(stream_id)))
+
+    def _tick(self) -> None:
+        """An own heartbeat came back: who is lost, and which of the followed streams does that end?"""
+        for tail in self.tails.live():
+            owner = tail.state.owner
+            if owner is None or tail.stream_id in self._ending or not self._members.is_lost(owner):
+                continue
+            if decide.ends_when_lost(tail.state):
+                self._ending.add(tail.stream_id)
+                self._spawn(self._end_lost(tail.stream_id, owner, tail.state))
+
+    async def _end_lost(self, stream_id: str, owner: str, judged: State) -> None:
+        """End a stream whose owner is lost, unless a newer record of the owner withdraws the judgement."""
+        nonce = new_nonce()
+
+        def decision(state: State) -> Record | None:
+            if decide.newer_sign_of_life(judged, state):
+                self._members.withdraw(owner, self.log.now_ms())
+                return None
+            return decide.takeover(state, stream_id, nonce, judged.mark, decide.LOST)
+
+        try:
+            record = await insist(lambda: self._act(stream_id, decision))
+            if record is not None:
+                logger.info("ended a lost stream", extra={"stream": stream_id, "epoch": record.epoch, "owner": owner})
+                self.sealer.offer(stream_id)
+        finally:
+            self._ending.discard(stream_id)
+
+    # ---------------------------------------------------------------- tasks and closing
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TailraceError):
+            logger.error("a task of the store failed", exc_info=error)
+
+    async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` to its end whatever becomes of the caller, but let the caller wait only so long."""
+        task = self._spawn(work)
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), self._timeout)
+        except TimeoutError:
+            raise BrokerUnavailable(f"The broker did not answer in {self._timeout:g} s") from None
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        ending = Ending(Status.PRODUCER_LOST, "producer-lost", "The process that produced this stream was stopped")
+        await self._end_own(ending)
+        await self.tails.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        await self._members.close()
+        await self.log.close()
+        if self._on_close is not None:
+            await self._on_close()
+
+    async def _end_own(self, ending: Ending) -> None:
+        """End what this store still produces, as far as the broker lets it within a request's time."""
+        writers = list(self._writers.values())
+        finishing = [asyncio.ensure_future(writer.finish(ending)) for writer in writers]
+        if finishing:
+            await asyncio.wait(finishing, timeout=self._timeout)
+        for work in finishing:
+            work.cancel()
+        await asyncio.gather(*finishing, return_exceptions=True)
+        for writer in writers:
+            await writer.abandon()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
