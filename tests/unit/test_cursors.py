@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tailrace import decide
 from tailrace.errors import CursorGone, InvalidCursor, InvalidStreamId, OffsetOutOfRange
 from tailrace.fold import EpochStart, Phase, State

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tailrace.errors import CorruptRecord, RecordError, UnsupportedRecord
 from tailrace.fold import Phase, State, fold
 from tailrace.model import Claim, Ending, Incarnation, ProducerSeq, RunRef, Status
@@ -37,7 +38,7 @@ RECORDS = st.one_of(
     _records(Kind.CHUNKS, chunks=CHUNKS, producer=st.none() | PRODUCERS),
     _records(Kind.TAKEOVER, claim=st.none() | CLAIMS, ending=st.none() | ENDINGS),
     _records(Kind.FINISH, ending=ENDINGS),
-    _records(Kind.EXPIRY),
+    _records(Kind.EXPIRY, ending=st.none() | ENDINGS),
     _records(Kind.TOMBSTONE),
 )
 EXAMPLE = Record(Kind.CHUNKS, "a..b", Incarnation(3, 10), 2, 7, 70, "beef", (b"hello",))
@@ -186,8 +187,7 @@ def test_damage_raises_a_record_error_or_gives_what_the_fold_can_bear(record: Re
     payload = data.draw(st.just(payload) | st.binary(max_size=20))
     try:
         damaged = decode(headers, payload)
-    except RecordError as error:
-        assert error.code in ("corrupt-record", "unsupported-record")
+    except RecordError:
         return
     for state in (State(), State(Phase.GONE, Incarnation(damaged.incarnation.generation - 1, 0))):
         after, _ = fold(state, Stored(1, 0, 0, damaged))
