@@ -1,0 +1,216 @@
+"""``POST /v1/runs``: from a request's bytes to a stream that a worker has claimed.
+
+Rules:
+
+- The same id with the same request joins; another request under the same id is a conflict, wherever the first one
+  stands: streaming, ended or queued.
+- A run that its worker turned down (its input or format) is answered with 422, and its id is freed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from tailrace import logs
+from tailrace.contracts import Command, Reader
+from tailrace.errors import (
+    BrokerUnavailable,
+    ClaimTimeout,
+    InvalidInput,
+    NoWorkers,
+    RunConflict,
+    RunError,
+    StreamNotFound,
+    TtlTooLong,
+    UnknownFormat,
+    UnknownHandler,
+)
+from tailrace.gateway.live import Gateway
+from tailrace.gateway.problems import Problem, RequestTooLarge
+from tailrace.model import Status, StreamInfo, validate_stream_id
+
+_log = logs.get("tailrace.gateway")
+FORMATS = ("bytes", "text")
+REFUSALS = frozenset({InvalidInput.code, UnknownFormat.code})
+
+
+class RunRequest(BaseModel):
+    """A run to start, or to join."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    handler: Annotated[str, Field(min_length=1, max_length=256, description="The handler that executes it")]
+    id: Annotated[str | None, Field(description="The stream id, 1 to 256 of A-Z a-z 0-9 _ . : -")] = None
+    input: Annotated[Any, Field(description="What the handler's input model takes")]
+    format: Annotated[
+        str | None, Field(max_length=64, description="The stream's format; the handler's own by default")
+    ] = None
+    ttl: Annotated[float | None, Field(gt=0, description="Seconds to keep the stream after its last byte")] = None
+
+
+async def read_request(request: Request, gateway: Gateway) -> tuple[Command, bool]:
+    """The command that a request asks for, and whether its id is new (generated here). Raises what is wrong."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        told = f"The content type is {kind[:80]!r}" if kind else "There is no content type"
+        raise Problem("unsupported-media-type", told, "Send JSON with Content-Type: application/json.")
+    limits = gateway.store.limits
+    wanted = _validate(_parse(await _body(request, gateway.settings.max_request_bytes)))
+    if wanted.ttl is not None and wanted.ttl > limits.max_ttl:
+        raise TtlTooLong(f"A time to live of {wanted.ttl:g} s; the most is {limits.max_ttl:g} s")
+    if wanted.format is not None and wanted.format not in FORMATS:
+        raise UnknownFormat(f"Unknown format: {wanted.format}", hint=f"Known formats: {', '.join(FORMATS)}")
+    canonical = _canonical({"handler": wanted.handler, "input": wanted.input, "format": wanted.format})
+    command = Command(
+        stream_id=wanted.id or secrets.token_urlsafe(18),
+        handler=wanted.handler,
+        input=_canonical(wanted.input),
+        format=wanted.format or "",
+        digest=hashlib.sha256(canonical).hexdigest(),
+        ttl=wanted.ttl,
+    )
+    return command, wanted.id is None
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body, refused as soon as it is known to be too large."""
+    told = f"The body is larger than {most} bytes"
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise RequestTooLarge(told)
+    parts = bytearray()
+    try:
+        async for part in request.stream():
+            parts += part
+            if len(parts) > most:
+                raise RequestTooLarge(told)
+    except ClientDisconnect:
+        raise Problem("invalid-json", "The client left before the end of the body") from None
+    return bytes(parts)
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        told = (
+            "The body is nested too deeply" if isinstance(error, RecursionError) else f"The body is not JSON: {error}"
+        )
+        raise Problem("invalid-json", told, 'Send {"handler": …, "input": …} in UTF-8.') from None
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _validate(value: Any) -> RunRequest:
+    if isinstance(value, dict) and value.get("id") is not None:
+        validate_stream_id(value["id"])
+    try:
+        return RunRequest.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        errors = [{"path": [*item["loc"]], "message": item["msg"], "type": item["type"]} for item in found]
+        hint = "Send handler and input, and optionally id, format and ttl."
+        raise Problem("invalid-request", "The body does not describe a run", hint, errors=errors) from None
+
+
+class Submission:
+    """A command on its way to a stream."""
+
+    def __init__(self, gateway: Gateway, command: Command, fresh: bool) -> None:
+        self._gateway = gateway
+        self._store = gateway.store
+        self.command = command
+        self._fresh = fresh  # its id is new: nothing can be under it
+
+    async def accept(self) -> None:
+        """Make sure that the run is accepted: streaming, ended or queued. Raises `RunConflict`, `UnknownHandler`,
+        `NoWorkers`."""
+        if not self._fresh and await self._is_there():
+            return
+        await self._require_handler()
+        self._compare((await self._gateway.bounded(self._store.runs.submit(self.command))).digest)
+        _log.info("run accepted", stream=self.command.stream_id, handler=self.command.handler)
+
+    async def _is_there(self) -> bool:
+        info = await self._gateway.bounded(self._store.status(self.command.stream_id))
+        if info.status in (Status.MISSING, Status.EXPIRED):
+            return False
+        if info.code in REFUSALS:
+            await self._free(info)
+            return False
+        self._compare(info.run.digest if info.run else None)
+        return True
+
+    def _compare(self, digest: str | None) -> None:
+        if digest != self.command.digest:
+            raise RunConflict(f"{self.command.stream_id} is the id of another request")
+
+    async def _require_handler(self) -> None:
+        members = self._store.members
+        try:
+            await self._gateway.bounded(members.settled(), self._gateway.settings.lease_ttl)
+        except BrokerUnavailable:
+            raise BrokerUnavailable("The other processes cannot be heard: the broker is away") from None
+        known = {name for member in members.alive() for name in member.handlers}
+        if not known:
+            raise NoWorkers("No worker is alive")
+        if self.command.handler not in known:
+            raise UnknownHandler(f"Unknown handler: {self.command.handler}", known=sorted(known))
+
+    async def claimed(self, start: Any) -> Reader:
+        """A reader on the run's stream, once a worker has claimed it. Raises `ClaimTimeout`, `RunConflict`, and
+        `InvalidInput` or `UnknownFormat` where the worker turned the run down."""
+        reader = await claimed(self._gateway, self.command.stream_id, start)
+        try:
+            info = reader.info
+            if info.code in REFUSALS:
+                await self._free(info)
+                raise _refusal(info)
+            self._compare(info.run.digest if info.run else None)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    async def _free(self, info: StreamInfo) -> None:
+        await self._gateway.bounded(self._store.delete(info.stream_id, info.incarnation))
+
+
+async def claimed(gateway: Gateway, stream_id: str, start: Any) -> Reader:
+    """A reader on a stream that is there or queued. Raises `ClaimTimeout` where no worker claims it in time."""
+    wait = gateway.settings.claim_timeout
+    try:
+        return await gateway.unless_draining(gateway.bounded(gateway.store.open(stream_id, start, wait=wait), wait))
+    except StreamNotFound:
+        raise ClaimTimeout(f"No worker claimed {stream_id} in {wait:g} s") from None
+
+
+def _refusal(info: StreamInfo) -> RunError:
+    """A worker's refusal as the error that it stands for: the message is the list of violations in JSON."""
+    if info.code != InvalidInput.code:
+        return UnknownFormat(info.message or "Unknown format", hint="Use a format that the handler offers.")
+    try:
+        errors = json.loads(info.message or "")
+    except ValueError:
+        return InvalidInput(info.message or "The handler turned the input down")
+    return InvalidInput("The handler's model turned the input down", errors=errors)
