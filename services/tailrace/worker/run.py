@@ -1,0 +1,181 @@
+"""One run: a handler's chunks on their way into its stream, and the stream's ending.
+
+Theory. Two tasks: the producer drives the handler and puts its chunks into the outlet; the run itself takes them out,
+stores them, and writes the ending behind the last one. Whoever wants the run to end says which ending (`stop`); the
+first to say so wins, and what the handler produced before is kept.
+
+Rules. A run ends its stream or was fenced: there is no third way out, short of the process's death. A handler that
+ignores its cancellation is left behind after ``stop_timeout`` seconds: the ending does not wait for it. Nothing that a
+handler raises leaves this module, and only the error's own message is stored, never a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from tailrace.contracts import Command, Delivery, StreamStore
+from tailrace.errors import BrokerError, StreamFinalized, StreamNotFound, StreamSuperseded, TailraceError
+from tailrace.model import Ending, Lease, Status
+from tailrace.worker.handlers import Handler, RunContext, pieces
+from tailrace.worker.outlet import Outlet, OutletClosed
+
+log = structlog.get_logger(__name__)
+
+DONE = Ending(Status.DONE)
+CANCELLED = Ending(Status.CANCELLED, "cancelled", "The run was cancelled")
+WORKER_STOPPED = Ending(Status.ERROR, "worker-stopped", "The worker was stopped before the run ended")
+MAX_MESSAGE = 4096
+
+
+class RunDelivery(Delivery, Protocol):
+    """A delivery as the runner needs it. ``command`` raises `tailrace.errors.RecordError` where it cannot be read."""
+
+    @property
+    def stream_id(self) -> str | None:
+        """The stream that the command names, as far as even an unreadable one tells."""
+
+    @property
+    def submitted_ms(self) -> int:
+        """When the broker took the command (ms, broker time)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a run moves. Bytes, chunks and seconds."""
+
+    pending_bytes: int = 1 << 20
+    pending_chunks: int = 1024
+    stop_timeout: float = 5.0
+
+
+class Run:
+    """A command that this worker took. ``delivery`` is the newest one of it."""
+
+    def __init__(self, store: StreamStore, delivery: RunDelivery, command: Command, pace: Pace) -> None:
+        self.delivery, self.command = delivery, command
+        self.task: asyncio.Task[None] | None = None
+        self._store, self._pace = store, pace
+        self._outlet = Outlet(pace.pending_bytes, pace.pending_chunks)
+        self._producer: asyncio.Task[None] | None = None
+        self._stop: Ending | None = None
+        self._ending: Ending | None = None
+
+    def stop(self, ending: Ending) -> None:
+        """End the run with ``ending``, soon. The first ending said wins; a run that has ended already stays so."""
+        if self._stop is not None:
+            return
+        self._stop = ending
+        if self._producer is not None:
+            self._cancel(self._producer)
+
+    async def execute(self, handler: Handler, value: Any, lease: Lease) -> bool:
+        """Run the handler, and return whether the stream has an ending (False: this worker was fenced)."""
+        self._producer = asyncio.create_task(self._produce(handler, value), name=f"handler {handler.name}")
+        # not in the producer: one that is cancelled before its first step runs no line of its own
+        self._producer.add_done_callback(lambda _: self._outlet.close())
+        if self._stop is not None:
+            self._cancel(self._producer)
+        try:
+            while batch := await self._outlet.take():
+                await self._store.extend(self.command.stream_id, batch, lease)
+            ending = self._ending or self._stop or CANCELLED
+        except StreamSuperseded:
+            log.warning("run-fenced", **self.facts(lease))
+            return False
+        except (StreamNotFound, StreamFinalized):  # deleted, expired, or ended by somebody else
+            return await self._has_ending()
+        except TailraceError as error:
+            ending = Ending(Status.ERROR, error.code, error.message)
+        finally:
+            self._outlet.close()
+            self._cancel(self._producer)
+        await self._finalize(ending, lease)
+        log.info("run-ended", status=str(ending.status), code=ending.code, **self.facts(lease))
+        return await self._has_ending()
+
+    async def _produce(self, handler: Handler, value: Any) -> None:
+        limit = self._store.limits.max_chunk_bytes
+        try:
+            async with aclosing(handler.start(value, self._context(handler))) as chunks:
+                async for chunk in chunks:
+                    for piece in pieces(chunk, limit, text=handler.text):
+                        await self._outlet.put(piece)
+                    if self._stop is not None:
+                        break
+            self._ending = self._stop or DONE
+        except OutletClosed:
+            pass
+        except asyncio.CancelledError:
+            self._ending = self._stop or Ending(Status.ERROR, "handler-error", "The handler was cancelled")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a handler may raise anything; it ends its own run only
+            self._ending = self._stop or Ending(Status.ERROR, "handler-error", message_of(error))
+
+    def _context(self, handler: Handler) -> RunContext:
+        command = self.command
+        return RunContext(
+            command.stream_id,
+            handler.name,
+            self.delivery.attempt,
+            command.format,
+            handler.content_type,
+            handler.headers,
+        )
+
+    def _cancel(self, producer: asyncio.Task[None]) -> None:
+        if not producer.done() and not producer.cancelling():
+            producer.cancel()
+            timer = asyncio.get_running_loop().call_later(self._pace.stop_timeout, self._leave, producer)
+            producer.add_done_callback(lambda _: timer.cancel())
+
+    def _leave(self, producer: asyncio.Task[None]) -> None:
+        log.warning("handler-ignores-cancellation", **self.facts())
+        _stragglers.add(producer)
+        producer.add_done_callback(_stragglers.discard)
+        self._outlet.close()
+
+    async def _finalize(self, ending: Ending, lease: Lease) -> None:
+        while True:
+            try:
+                await self._store.finalize(
+                    self.command.stream_id, str(ending.status), ending.message, lease, code=ending.code
+                )
+            except StreamNotFound:
+                return
+            except BrokerError as error:  # a lease that this process holds must not be left without an ending
+                log.warning("ending-not-stored", error=error.message, **self.facts(lease))
+                await asyncio.sleep(getattr(error, "retry_after", 1.0))
+            else:
+                return
+
+    async def _has_ending(self) -> bool:
+        """Whether our stream has ended or is gone: a finalize that came too late changes nothing and says nothing."""
+        try:
+            info = await self._store.status(self.command.stream_id)
+        except BrokerError:
+            return False  # the command comes again, and is judged then
+        ours = info.run is not None and info.run.command == self.command.id
+        return not (info.status is Status.STREAMING and ours)
+
+    def facts(self, lease: Lease | None = None) -> dict[str, Any]:
+        """What a log line says of this run."""
+        facts: dict[str, Any] = {"stream": self.command.stream_id, "handler": self.command.handler}
+        if lease is not None:
+            facts |= {"incarnation": str(lease.incarnation), "epoch": lease.epoch}
+        return facts
+
+
+_stragglers: set[asyncio.Task[None]] = set()  # a task that nothing refers to may be collected while it runs
+
+
+def message_of(error: BaseException) -> str:
+    """An error's own words, bounded: what a reader of the stream is told."""
+    try:
+        text = str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - the error is a handler's, and so is its __str__
+        text = type(error).__name__
+    return text[:MAX_MESSAGE].encode(errors="replace").decode()
