@@ -53,9 +53,8 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             start = "." * node.level + (node.module or "")
             yield from ((node.lineno, f"{start}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__") and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                yield node.lineno, str(node.args[0].value)
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            yield from ((node.lineno, str(arg.value)) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
 def _called(node: ast.Call) -> str:
@@ -224,8 +223,8 @@ def test_the_house_is_in_order(check: Callable[[Path], list[str]]) -> None:
 HOUSE = {
     "pipeline/tailrace/model.py": "import json\nfrom enum import Enum\n",
     "pipeline/tailrace/fold.py": "from tailrace.model import Enum\n",
-    "pipeline/tailrace/context.py": "import asyncio\nasync def f(t: asyncio.Task[None]) -> None:\n    await asyncio.wait([t])\n",
-    "brokers/tailrace/memory.py": "import os\nfrom tailrace import model\nfrom tailrace.fold import State, fold\nx = State()\n",
+    "pipeline/tailrace/context.py": "import asyncio\nasync def f(task: asyncio.Task[None]):\n    await asyncio.wait([task])\n",
+    "brokers/tailrace/memory.py": "import os\nfrom tailrace import model\nfrom tailrace.fold import State\nx = State()\n",
     "brokers/tailrace/jet/__init__.py": "",
     "brokers/tailrace/jet/log.py": "from tailrace.memory import x\nmark = lambda lease: (lease.epoch, 1)\n",
     "services/tailrace/settings.py": "import os\nHOME = os.environ.get('HOME')\n",
