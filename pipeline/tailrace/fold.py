@@ -27,9 +27,10 @@ Rules, beside the table below:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
+from typing import NamedTuple
 
 from tailrace.model import Claim, Ending, Incarnation, Mark, Status
 from tailrace.records import Kind, Record, Stored
@@ -66,8 +67,7 @@ class EpochStart:
 _NO_PRODUCERS: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A stream as its records say, up to ``position`` in the broker's log (0: none seen)."""
 
     phase: Phase = Phase.VACANT
@@ -79,7 +79,7 @@ class State:
     owner: str | None = None
     ending: Ending | None = None
     epochs: tuple[EpochStart, ...] = ()
-    producers: Mapping[str, tuple[int, int]] = field(default_factory=lambda: _NO_PRODUCERS)
+    producers: Mapping[str, tuple[int, int]] = _NO_PRODUCERS
     last_nonce: str = ""
     created_ms: int = 0
     updated_ms: int = 0
@@ -121,11 +121,11 @@ def fold(state: State, stored: Stored) -> tuple[State, Verdict]:
     """Apply one stored record. Pure; never raises for a record that `records.decode` accepted."""
     record = stored.record
     if record.nonce == state.last_nonce and record.incarnation == state.incarnation:
-        return replace(state, position=stored.position), Verdict.REPEAT
+        return state._replace(position=stored.position), Verdict.REPEAT
     after, verdict = TRANSITIONS[state.phase, record.kind](state, record, stored.time_ms)
     if verdict is Verdict.COUNTS:
-        return replace(after, position=stored.position, last_nonce=record.nonce), verdict
-    return replace(after, position=stored.position), verdict
+        return after._replace(position=stored.position, last_nonce=record.nonce), verdict
+    return after._replace(position=stored.position), verdict
 
 
 def _claim(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]:
@@ -158,8 +158,7 @@ def _chunks(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]
         producers = {**producers, record.producer.id: (record.producer.epoch, record.producer.seq)}
     if not claim.shared and (record.entries, record.bytes) != (state.entries, state.bytes):
         return _hole(state, record, time_ms)
-    return replace(
-        state,
+    return state._replace(
         entries=state.entries + len(record.chunks),
         bytes=state.bytes + sum(map(len, record.chunks)),
         producers=producers,
@@ -184,14 +183,13 @@ def _finish(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]
         return state, Verdict.FENCED
     if (record.entries, record.bytes) != (state.entries, state.bytes):
         return _hole(state, record, time_ms)
-    return replace(state, phase=Phase.ENDED, ending=record.ending, updated_ms=time_ms), Verdict.COUNTS
+    return state._replace(phase=Phase.ENDED, ending=record.ending, updated_ms=time_ms), Verdict.COUNTS
 
 
 def _takeover(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]:
     if record.incarnation != state.incarnation or record.epoch != state.epoch + 1:
         return state, Verdict.FENCED
-    return replace(
-        state,
+    return state._replace(
         phase=Phase.ENDED if record.ending else Phase.LIVE,
         epoch=record.epoch,
         epochs=(*state.epochs, EpochStart(record.epoch, state.entries, state.bytes)),
@@ -216,12 +214,12 @@ def _tombstone(state: State, record: Record, time_ms: int) -> tuple[State, Verdi
 
 
 def _gone(state: State, record: Record, time_ms: int, ending: Ending) -> tuple[State, Verdict]:
-    gone = replace(state, phase=Phase.GONE, incarnation=record.incarnation, ending=ending, updated_ms=time_ms)
+    gone = state._replace(phase=Phase.GONE, incarnation=record.incarnation, ending=ending, updated_ms=time_ms)
     return gone, Verdict.COUNTS
 
 
 def _hole(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]:
-    return replace(state, phase=Phase.ENDED, ending=TRIMMED, updated_ms=time_ms), Verdict.HOLE
+    return state._replace(phase=Phase.ENDED, ending=TRIMMED, updated_ms=time_ms), Verdict.HOLE
 
 
 def _headless(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]:

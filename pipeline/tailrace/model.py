@@ -40,6 +40,7 @@ class Incarnation(NamedTuple):
         return f"{self.generation}-{self.nonce:016x}"
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def parse(cls, text: str) -> Incarnation:
         """Read what ``str`` wrote. Raises `ValueError`."""
         match = _INCARNATION.fullmatch(text)

@@ -26,7 +26,7 @@ def claim_of(owner: str = "m", *, shared: bool = False) -> Claim:
 
 
 def without_position(state: State) -> State:
-    return replace(state, position=0)
+    return state._replace(position=0)
 
 
 def test_the_table_is_whole() -> None:
