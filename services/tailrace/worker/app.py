@@ -41,7 +41,7 @@ _SOURCES = {"memory": "tailrace.worker.memory_source", "jetstream": "tailrace.wo
 
 def source_of(store: StreamStore, runner: Runner, handlers: Mapping[str, Handler]) -> Source:
     """The source for the kind of queue that the store declares. Raises `BrokerUnsuitable`."""
-    kind = getattr(store.runs, "kind", None)
+    kind = getattr(store.runs, "kind", None) or ("jetstream" if hasattr(store.runs, "ensure_consumer") else None)
     if kind not in _SOURCES:
         raise BrokerUnsuitable(
             f"A worker cannot take runs from a queue of kind {kind!r}",
@@ -52,8 +52,8 @@ def source_of(store: StreamStore, runner: Runner, handlers: Mapping[str, Handler
 
 
 class Worker:
-    """Takes the runs of ``handlers``, at most ``slots`` at a time. Durations in seconds; ``lease_ttl`` is the store's
-    own. An async context manager: leaving it drains for ``drain_timeout``."""
+    """Takes the runs of ``handlers``, at most ``slots`` at a time. Durations in seconds; ``lease_ttl`` defaults to
+    the store's own. An async context manager: leaving it drains for ``drain_timeout``."""
 
     def __init__(
         self,
@@ -61,15 +61,14 @@ class Worker:
         handlers: Iterable[Handler],
         *,
         slots: int = 100,
-        lease_ttl: float = 10.0,
+        lease_ttl: float | None = None,
         max_attempts: int = 5,
         drain_timeout: float = 30.0,
         pace: Pace | None = None,
     ) -> None:
         self.handlers = by_name(handlers)
-        self.runner = Runner(
-            store, self.handlers, slots=slots, lease_ttl=lease_ttl, max_attempts=max_attempts, pace=pace
-        )
+        lease = lease_ttl if lease_ttl is not None else float(getattr(store.members, "lease_ttl", 10.0))
+        self.runner = Runner(store, self.handlers, slots=slots, lease_ttl=lease, max_attempts=max_attempts, pace=pace)
         self._store = store
         self._drain_timeout = drain_timeout
         self._source = source_of(store, self.runner, self.handlers)

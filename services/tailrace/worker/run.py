@@ -83,7 +83,7 @@ class Run:
         try:
             while batch := await self._outlet.take():
                 await self._store.extend(self.command.stream_id, batch, lease)
-            ending = self._ending or self._stop or CANCELLED
+            ending = self._ending or self._stop or _error("The handler ended without a word")
         except StreamSuperseded:
             log.warning("run-fenced", **self.facts(lease))
             return False
@@ -91,6 +91,9 @@ class Run:
             return await self._has_ending()
         except TailraceError as error:
             ending = Ending(Status.ERROR, error.code, error.message)
+        except Exception as error:  # a fault of ours: the stream must not stay live without anybody at it
+            log.exception("run-failed", **self.facts(lease))
+            ending = Ending(Status.ERROR, "internal", f"The worker failed: {type(error).__name__}")
         finally:
             self._outlet.close()
             self._cancel(self._producer)
@@ -111,9 +114,11 @@ class Run:
         except OutletClosed:
             pass
         except asyncio.CancelledError:
-            self._ending = self._stop or Ending(Status.ERROR, "handler-error", "The handler was cancelled")
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a handler may raise anything; it ends its own run only
-            self._ending = self._stop or Ending(Status.ERROR, "handler-error", message_of(error))
+            self._ending = self._stop or _error("The handler was cancelled")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it ends its own run only
+            self._ending = self._stop or _error(message_of(error))
 
     def _context(self, handler: Handler) -> RunContext:
         command = self.command
@@ -170,6 +175,10 @@ class Run:
 
 
 _stragglers: set[asyncio.Task[None]] = set()  # a task that nothing refers to may be collected while it runs
+
+
+def _error(message: str) -> Ending:
+    return Ending(Status.ERROR, "handler-error", message)
 
 
 def message_of(error: BaseException) -> str:
