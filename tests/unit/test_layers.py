@@ -16,20 +16,9 @@ ROOT = Path(__file__).parents[2]
 LAYERS = ("pipeline", "brokers", "services")  # each may import itself and those before it
 
 PURE = {
-    *(
-        "__future__",
-        "abc",
-        "base64",
-        "binascii",
-        "bisect",
-        "codecs",
-        "collections",
-        "contextlib",
-        "copy",
-        "dataclasses",
-    ),
-    *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "itertools", "json", "keyword"),
-    *("logging", "math", "numbers", "operator", "re", "string", "struct", "textwrap", "types", "typing"),
+    *("__future__", "abc", "base64", "binascii", "bisect", "codecs", "collections", "contextlib", "copy"),
+    *("dataclasses", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "itertools", "json"),
+    *("keyword", "logging", "math", "numbers", "operator", "re", "string", "struct", "textwrap", "types", "typing"),
     *("unicodedata", "urllib.parse", "warnings", "weakref", "zlib", "pydantic", "pydantic_core", "tailrace"),
 }
 TASKS = {"CancelledError", "Task", "create_task", "shield", "wait"}  # what context.py may take of asyncio
@@ -223,8 +212,8 @@ def test_the_house_is_in_order(check: Callable[[Path], list[str]]) -> None:
 HOUSE = {
     "pipeline/tailrace/model.py": "import json\nfrom enum import Enum\n",
     "pipeline/tailrace/fold.py": "from tailrace.model import Enum\n",
-    "pipeline/tailrace/context.py": "import asyncio\nasync def f(task: asyncio.Task[None]):\n    await asyncio.wait([task])\n",
-    "brokers/tailrace/memory.py": "import os\nfrom tailrace import model\nfrom tailrace.fold import State\nx = State()\n",
+    "pipeline/tailrace/context.py": "import asyncio\nasync def f(task: asyncio.Task):\n    await asyncio.wait([task])\n",
+    "brokers/tailrace/memory.py": "import os, tailrace.model\nfrom tailrace.fold import State\nx = State()\n",
     "brokers/tailrace/jet/__init__.py": "",
     "brokers/tailrace/jet/log.py": "from tailrace.memory import x\nmark = lambda lease: (lease.epoch, 1)\n",
     "services/tailrace/settings.py": "import os\nHOME = os.environ.get('HOME')\n",
