@@ -212,7 +212,7 @@ def test_the_house_is_in_order(check: Callable[[Path], list[str]]) -> None:
 HOUSE = {
     "pipeline/tailrace/model.py": "import json\nfrom enum import Enum\n",
     "pipeline/tailrace/fold.py": "from tailrace.model import Enum\n",
-    "pipeline/tailrace/context.py": "import asyncio\nasync def f(task: asyncio.Task):\n    await asyncio.wait([task])\n",
+    "pipeline/tailrace/context.py": "import asyncio\nasync def f(task):\n    await asyncio.wait([task])\n",
     "brokers/tailrace/memory.py": "import os, tailrace.model\nfrom tailrace.fold import State\nx = State()\n",
     "brokers/tailrace/jet/__init__.py": "",
     "brokers/tailrace/jet/log.py": "from tailrace.memory import x\nmark = lambda lease: (lease.epoch, 1)\n",
