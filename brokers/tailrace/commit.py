@@ -17,7 +17,7 @@ from itertools import count
 from typing import TypeVar
 
 from tailrace import decide
-from tailrace.errors import BrokerUnavailable
+from tailrace.errors import BrokerUnavailable, TailraceError
 from tailrace.log import AppendRefused, AppendUnknown, Log
 from tailrace.records import Record
 
@@ -78,6 +78,10 @@ async def commit(log: Log, record: Record, expected: int, *, patient: bool) -> i
             sent = True
         except AppendRefused:
             pass
+        except TailraceError:  # a second copy was refused: that says nothing of the first
+            if not sent or (position := await _resolve(log, record, expected)) is None:
+                raise
+            return position
         position = await _resolve(log, record, expected)
         if position is not None:
             return position

@@ -16,14 +16,18 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import copy
+import logging
 from bisect import bisect_right
 from collections.abc import Callable
 
 from tailrace import decide
-from tailrace.errors import BrokerUnavailable, SlowReader, StreamNotFound
-from tailrace.fold import DELETED, TRIMMED, Phase, State, Verdict, fold
+from tailrace.errors import BrokerUnavailable, SlowReader, StreamNotFound, TailraceError
+from tailrace.fold import TRIMMED, State, Verdict, fold
 from tailrace.model import Ending, Entry, Incarnation, Limits, Mark, Offset, StreamInfo
 from tailrace.records import Kind, Stored
+
+logger = logging.getLogger("tailrace.fanout")
 
 
 class Tail:
@@ -97,10 +101,10 @@ class Tail:
             self.ending = TRIMMED
             self._tell()
 
-    def close_readers(self) -> None:
-        """The process lets go of the stream: pending waits return, and a take raises `BrokerUnavailable`."""
+    def close_readers(self, why: TailraceError | None = None) -> None:
+        """The process lets go of the stream: pending waits return, and a take raises ``why`` (`BrokerUnavailable`)."""
         for reader in tuple(self.readers):
-            reader.abort()
+            reader.abort(why or BrokerUnavailable(f"The store that read {self.stream_id} was closed"))
 
     def _apply(self, stored: Stored) -> None:
         before = self.state
@@ -112,13 +116,12 @@ class Tail:
         elif self.incarnation is None:
             self._bind()
         elif not decide.follows(self.state, self.incarnation):
-            gone = self.state.ending
-            self.ending = gone if gone is not None and self.state.phase is Phase.GONE else DELETED
+            self.ending = decide.end_of_life(self.state)
         elif self.state.ending is not None:
             self.ending = self.state.ending
 
     def _bind(self) -> None:
-        if self.state.phase in (Phase.LIVE, Phase.ENDED, Phase.HEADLESS):
+        if decide.is_there(self.state):
             self.incarnation = self.state.incarnation
             self.ending = self.state.ending
 
@@ -148,7 +151,7 @@ class Tail:
 
     def require(self) -> None:
         """Raise `StreamNotFound` where the tail has no incarnation, or one that has gone."""
-        if self.incarnation is None or self.state.phase is Phase.GONE:
+        if self.incarnation is None or self.left_behind:
             raise StreamNotFound(f"Stream not found: {self.stream_id}")
 
     def reader(self, start: str | Offset, limits: Limits, on_close: Callable[[], None]) -> TailReader:
@@ -185,7 +188,7 @@ class TailReader:
         self._future: asyncio.Future[None] | None = None
         self._closed = False
         self._slow = False
-        self._aborted = False
+        self._aborted: TailraceError | None = None
         self._lag_from = tail.state.bytes  # what grows behind this while nothing is taken is the lag
         tail.readers.add(self)
 
@@ -240,8 +243,8 @@ class TailReader:
         return body
 
     def _advance(self, max_entries: int | None) -> int:
-        if self._aborted:
-            raise BrokerUnavailable(f"The store that read {self._tail.stream_id} was closed")
+        if self._aborted is not None:
+            raise copy.copy(self._aborted)
         if self._slow:
             raise SlowReader(f"The reader of {self._tail.stream_id} fell too far behind", cursor=self.cursor)
         start, end = self._index, len(self._tail.chunks)
@@ -252,7 +255,12 @@ class TailReader:
     @property
     def pending(self) -> bool:
         """Whether `take` or `ending` has something to say."""
-        return self._slow or self._aborted or self._index < len(self._tail.chunks) or self._tail.ending is not None
+        return (
+            self._slow
+            or self._aborted is not None
+            or self._index < len(self._tail.chunks)
+            or self._tail.ending is not None
+        )
 
     async def wait(self) -> None:
         if self.pending or self._closed:
@@ -272,13 +280,16 @@ class TailReader:
         if ends and ends[-1] - self._lag_from > self._max_lag and self._index < len(ends):
             self._slow = True
         if self._callback is not None:
-            self._callback()
+            try:
+                self._callback()
+            except Exception:  # one reader's mishap is not the others'
+                logger.exception("a reader's callback failed", extra={"stream": self._tail.stream_id})
         elif self._future is not None and not self._future.done():
             self._future.set_result(None)
 
-    def abort(self) -> None:
-        """The store is closed: whoever reads on is told."""
-        self._aborted = True
+    def abort(self, why: TailraceError) -> None:
+        """Nothing more comes: whoever reads on is told why."""
+        self._aborted = why
         self.wake()
         self.close()
 

@@ -15,15 +15,17 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from tailrace.contracts import MemberInfo
-from tailrace.errors import BrokerError
+from tailrace.errors import TailraceError
 from tailrace.liveness import Liveness
 from tailrace.log import Beats, Following
 
 logger = logging.getLogger("tailrace.members")
 
+MOST_NAMED = 4096  # quiet streams in one beat, so that a beat stays a small message; the others wait for the next
 Quiet = list[tuple[str, int]]  # (key of a stream, position of its last record)
 
 
@@ -86,7 +88,7 @@ class Membership:
             body["bye"] = True
         try:
             await self._beats.send(self._id, json.dumps(body, separators=(",", ":")).encode())
-        except BrokerError as error:
+        except TailraceError as error:
             logger.debug("heartbeat not stored: %s", error)
 
     def _heard(self, time_ms: int, payload: bytes) -> None:
@@ -104,7 +106,7 @@ class Membership:
         self._numbers[member_id] = number
         if before is not None and number > before + 1 and member_id != self._id:
             self.on_missed(member_id)
-        if quiet and member_id != self._id:
+        if quiet:  # our own too: the live copy of what we wrote may be lost to our own readers as well
             self.on_quiet(quiet)
         if member_id == self._id:
             self._ticked()
@@ -171,7 +173,7 @@ class QuietStreams:
 
     def __call__(self) -> Quiet:
         named: Quiet = []
-        for key, (position, beats) in list(self._last.items()):
+        for key, (position, beats) in list(islice(self._last.items(), MOST_NAMED)):
             if beats > 0:
                 named.append((key, position))
             if beats >= 2:

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from tailrace import decide
@@ -82,6 +83,7 @@ class LogStore:
         self._leases: dict[str, Lease] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending: set[str] = set()
+        self._due: dict[str, asyncio.Task[State]] = {}
         self._quiet = QuietStreams()
         self._closed = False
         self.sealer = Sealer(log, self._spawn)
@@ -121,16 +123,7 @@ class LogStore:
         if life > self.limits.max_ttl:
             raise TtlTooLong(f"A time to live of {life:g} s; the most is {self.limits.max_ttl:g} s")
         wanted = Claim(self._members.id, life, self.limits.max_stream_age, content_type, tuple(headers), run)
-        task = self._spawn(self._claim(stream_id, wanted, ending))
-        try:
-            acquisition = await asyncio.wait_for(asyncio.shield(task), self._timeout)
-        except TimeoutError:
-            self._spawn(self._disown(stream_id, task))
-            raise BrokerUnavailable(f"No answer to the claim of {stream_id} in {self._timeout:g} s") from None
-        except asyncio.CancelledError:
-            self._spawn(self._disown(stream_id, task))
-            raise
-        return acquisition
+        return await self._bounded(self._claim(stream_id, wanted, ending), self._disown)
 
     async def _claim(self, stream_id: str, wanted: Claim, ending: Ending | None) -> Acquisition:
         nonce = secrets.randbits(64)
@@ -147,8 +140,8 @@ class LogStore:
             try:
                 position = await commit(self.log, record, state.position, patient=False)
             except (Moved, Rewound):
-                state = await self._current(stream_id)
-                if state.last_nonce != record.nonce and state.incarnation != record.incarnation:
+                state = await insist(partial(self._current, stream_id))  # ours may have come before what came
+                if state.incarnation != record.incarnation:
                     continue
             else:
                 state, _ = fold(state, Stored(position, -1, self.log.now_ms(), record))
@@ -169,20 +162,22 @@ class LogStore:
 
     def _won(self, stream_id: str, state: State, record: Record) -> Acquisition:
         acquisition = decide.acquired(state, stream_id, record)
-        if acquisition.lease is not None and record.ending is None:
-            self._leases[stream_id] = acquisition.lease
-            self._writers[acquisition.lease.token] = self._writer(acquisition.lease, state)
+        lease = acquisition.lease
+        if lease is not None:
+            self.tails.wrote(stream_id, state.position)
+            if decide.owns(state, lease):  # not where it was ended, or taken over, before its claim was confirmed
+                self._leases[stream_id] = lease
+                self._writers[lease.token] = self._writer(lease, state)
         return acquisition
 
-    async def _disown(self, stream_id: str, claim: asyncio.Task[Acquisition]) -> None:
-        """The caller of acquire gave up: if the claim proves to be ours, nobody serves it. End it."""
-        try:
-            acquisition = await claim
-        except TailraceError:
-            return
-        if acquisition.lease is not None and acquisition.lease.token in self._writers:
+    async def _disown(self, election: asyncio.Task[Acquisition | Lease | None]) -> None:
+        """Who asked for a lease gave up: if there proves to be one, nobody serves it. End its stream."""
+        won = await election
+        lease = won.lease if isinstance(won, Acquisition) else won
+        if lease is not None:
             gone = Ending(Status.PRODUCER_LOST, "producer-lost", "The caller of acquire gave up")
-            await self._writers[acquisition.lease.token].finish(gone)
+            writer = await insist(partial(self._writer_of, lease.stream_id, lease))
+            await writer.finish(gone)
 
     # ---------------------------------------------------------------- writing
 
@@ -220,7 +215,8 @@ class LogStore:
     def _kept(self, writer: Writer) -> None:
         """A writer stored something, or is through."""
         self._quiet.wrote(self.log.key(writer.lease.stream_id), writer.state.position)
-        if writer.failure is not None and not writer.busy:
+        self.tails.wrote(writer.lease.stream_id, writer.state.position)
+        if writer.is_over and not writer.busy:
             self._writers.pop(writer.lease.token, None)
             # a superseded lease is remembered, so that whoever still uses it without naming it is told why
             superseded = isinstance(writer.failure, StreamSuperseded)
@@ -269,7 +265,7 @@ class LogStore:
                 await reader.wait()
         finally:
             reader.close()
-        if ending.code != "deleted" and (error := decide.ending_error(ending)) is not None:
+        if ending.status is not Status.MISSING and (error := decide.ending_error(ending)) is not None:
             raise error
 
     async def open(self, stream_id: str, cursor: str | Offset = "", *, wait: float = 0) -> Reader:
@@ -296,10 +292,14 @@ class LogStore:
 
     async def delete(self, stream_id: str, incarnation: Incarnation | None = None) -> bool:
         validate_stream_id(stream_id)
-        nonce = new_nonce()
-        record = await self._bounded(
-            self._act(stream_id, lambda state: decide.tombstone(state, stream_id, nonce, incarnation))
-        )
+        nonce, life = new_nonce(), incarnation
+
+        def decision(state: State) -> Record | None:
+            nonlocal life
+            life = life or state.incarnation  # a second look never deletes the next life
+            return decide.tombstone(state, stream_id, nonce, life)
+
+        record = await self._bounded(self._act(stream_id, decision))
         if record is None:
             return False
         self._spawn(self.sealer.drop(stream_id, record.incarnation))
@@ -307,12 +307,19 @@ class LogStore:
 
     async def takeover(self, stream_id: str, lost_epoch: int, ending: Ending | None = None) -> Lease | None:
         validate_stream_id(stream_id)
-        nonce = new_nonce()
+        return await self._bounded(self._take_over(stream_id, lost_epoch, ending), self._disown)
+
+    async def _take_over(self, stream_id: str, lost_epoch: int, ending: Ending | None) -> Lease | None:
+        nonce, life = new_nonce(), None
 
         def decision(state: State) -> Record | None:
+            nonlocal life
+            life = life or state.incarnation  # a second look never takes over the next life
+            if state.incarnation != life:
+                return None
             return decide.takeover_of(state, stream_id, nonce, lost_epoch, ending, self._members.id)
 
-        record = await self._bounded(self._act(stream_id, decision))
+        record = await self._act(stream_id, decision)
         if record is None:
             return None
         if ending is not None:
@@ -330,10 +337,11 @@ class LogStore:
             if record is None:
                 return None
             try:
-                await commit(self.log, record, state.position, patient=False)
+                self.tails.wrote(stream_id, await commit(self.log, record, state.position, patient=False))
                 return record
             except Moved:
-                if (await self._state(stream_id)).last_nonce == record.nonce:
+                since = await insist(partial(self.log.read, stream_id, state.position))
+                if any(stored.record.nonce == record.nonce for stored in since):
                     return record
             except Rewound:
                 continue
@@ -356,13 +364,17 @@ class LogStore:
             if record is None:
                 return state
             try:
-                await commit(self.log, record, state.position, patient=False)
+                self.tails.wrote(stream_id, await commit(self.log, record, state.position, patient=False))
             except (Moved, Rewound):
                 continue
 
-    def _overdue(self, stream_id: str) -> None:
-        """A tail's time has passed: write what is due."""
-        self._spawn(insist(lambda: self._current(stream_id)))
+    def _overdue(self, stream_id: str) -> asyncio.Task[State]:
+        """A tail's time has passed: write what is due, once however many ask."""
+        task = self._due.get(stream_id)
+        if task is None:
+            task = self._due[stream_id] = self._spawn(insist(partial(self._current, stream_id)))
+            task.add_done_callback(lambda _: self._due.pop(stream_id, None))
+        return task
 
     def _tick(self) -> None:
         """An own heartbeat came back: who is lost, and which of the followed streams does that end?"""
@@ -381,6 +393,7 @@ class LogStore:
         def decision(state: State) -> Record | None:
             if decide.newer_sign_of_life(judged, state):
                 self._members.withdraw(owner, self.log.now_ms())
+                self.tails.check([(self.log.key(stream_id), state.position)])  # its readers lack that sign
                 return None
             return decide.takeover(state, stream_id, nonce, judged.mark, decide.LOST)
 
@@ -405,13 +418,25 @@ class LogStore:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TailraceError):
             logger.error("a task of the store failed", exc_info=error)
 
-    async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` to its end whatever becomes of the caller, but let the caller wait only so long."""
+    async def _bounded(
+        self,
+        work: Coroutine[Any, Any, T],
+        given_up: Callable[[asyncio.Task[T]], Coroutine[Any, Any, None]] | None = None,
+    ) -> T:
+        """Run ``work`` to its end whatever becomes of the caller, but let the caller wait only so long. Where the
+        caller goes before it ends, ``given_up`` is run with its task."""
         task = self._spawn(work)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), self._timeout)
-        except TimeoutError:
-            raise BrokerUnavailable(f"The broker did not answer in {self._timeout:g} s") from None
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(task)
+        except BaseException as error:
+            if task.cancelled() and not isinstance(error, TimeoutError) and not _is_cancelled():
+                raise BrokerUnavailable("The store was closed") from None
+            if isinstance(error, TimeoutError | asyncio.CancelledError) and given_up is not None and not self._closed:
+                self._spawn(given_up(task))
+            if isinstance(error, TimeoutError):
+                raise BrokerUnavailable(f"The broker did not answer in {self._timeout:g} s") from None
+            raise
 
     async def aclose(self) -> None:
         if self._closed:
@@ -446,3 +471,9 @@ class LogStore:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked the current task to stop."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

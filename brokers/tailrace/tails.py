@@ -7,6 +7,7 @@ Rules:
 
 - An attach is shared and finishes whatever becomes of those who wait for it.
 - A doubt (a gap, a reconnect, a beat that names a newer record) is resolved by reading, never by waiting for more.
+- That a stream is missing, or a cursor gone, is a decision: a tail that may be behind reads before it says so.
 - A log that is shorter than what was read from it has lost records: its readers end as trimmed.
 - A tail has one timer, for the moment at which its stream's time passes.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from tailrace import decide
 from tailrace.commit import backoff, insist
-from tailrace.errors import BrokerUnavailable, StreamNotFound, TailraceError, TooManyReaders
+from tailrace.errors import BrokerError, BrokerUnavailable, CursorGone, StreamNotFound, TailraceError, TooManyReaders
 from tailrace.fanout import Tail, TailReader
 from tailrace.fold import State
 from tailrace.log import Following, Log
@@ -37,13 +38,25 @@ READS_AT_ONCE = 16
 class _Attached:
     """A tail with what keeps it current: a subscription (None for an ended stream), a timer, its users."""
 
-    __slots__ = ("doubted", "drop_timer", "due_timer", "filling", "following", "loaded", "ready", "tail", "users")
+    __slots__ = (
+        "at_least",
+        "doubted",
+        "drop_timer",
+        "due_timer",
+        "filling",
+        "following",
+        "loaded",
+        "ready",
+        "tail",
+        "users",
+    )
 
     def __init__(self, tail: Tail) -> None:
         self.tail = tail
         self.users = 0
         self.loaded = False
-        self.doubted = False  # while it was loaded
+        self.doubted = False  # since the last read began
+        self.at_least = 0  # the position of the newest record that this process wrote itself
         self.following: Following | None = None
         self.ready: asyncio.Task[None] | None = None
         self.filling: asyncio.Task[None] | None = None
@@ -52,14 +65,13 @@ class _Attached:
 
 
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+Overdue = Callable[[str], "asyncio.Task[Any]"]
 
 
 class Tails:
-    """``overdue(stream_id)`` is called when a stream's time has passed; ``linger`` in seconds."""
+    """``overdue(stream_id)`` writes what is due where a stream's time has passed; ``linger`` in seconds."""
 
-    def __init__(
-        self, log: Log, limits: Limits, sealer: Sealer, overdue: Callable[[str], None], spawn: Spawn, linger: float
-    ) -> None:
+    def __init__(self, log: Log, limits: Limits, sealer: Sealer, overdue: Overdue, spawn: Spawn, linger: float) -> None:
         self._log = log
         self._limits = limits
         self._sealer = sealer
@@ -79,22 +91,48 @@ class Tails:
             raise TooManyReaders(f"{self._readers} readers are open; the most is {most}")
         self._readers += 1
         try:
-            attached = await self._ready(stream_id, timeout)
-            try:
-                if attached.tail.incarnation is None and wait > 0:
-                    await self._bound(attached.tail, wait)
-                reader = attached.tail.reader(start, self._limits, lambda: self._close_reader(attached))
-            except BaseException:
-                self._leave(attached)
-                raise
+            return await self._open(stream_id, start, wait, timeout)
         except BaseException:
             self._readers -= 1
             raise
-        return reader
+
+    async def _open(self, stream_id: str, start: str | Offset, wait: float, timeout: float) -> TailReader:
+        attached = await self._ready(stream_id, timeout)
+        try:
+            if attached.tail.incarnation is None and wait > 0:
+                await self._bound(attached.tail, wait)
+            try:
+                reader = attached.tail.reader(start, self._limits, lambda: self._close_reader(attached))
+            except (CursorGone, StreamNotFound):
+                if not await self._was_behind(attached):
+                    raise
+            else:
+                if attached.due_timer is None:  # there was no stream when it was loaded
+                    self._arm(attached)
+                return reader
+        except BaseException:
+            self._leave(attached)
+            raise
+        self._leave(attached)
+        return await self._open(stream_id, start, 0, timeout)
+
+    async def _was_behind(self, attached: _Attached) -> bool:
+        """Whether the broker has more of the stream than this tail had: then what the tail said is no decision."""
+        tail = attached.tail
+        if attached.following is None:
+            return False
+        before = tail.state.position
+        await self._refresh(attached)
+        return tail.state.position > before or (tail.left_behind and decide.is_there(tail.state))
+
+    async def _refresh(self, attached: _Attached) -> None:
+        tail = attached.tail
+        tail.load(await self._log.read(tail.stream_id, tail.state.position))
 
     async def _bound(self, tail: Tail, wait: float) -> None:
         try:
-            await asyncio.wait_for(tail.bound(), wait)
+            async with asyncio.timeout(wait):
+                await tail.bound()
         except TimeoutError:
             raise StreamNotFound(f"Stream not found: {tail.stream_id}") from None
 
@@ -108,18 +146,29 @@ class Tails:
             async with asyncio.timeout(timeout):
                 while True:
                     attached = self._attach(stream_id)
-                    assert attached.ready is not None
                     try:
-                        await asyncio.shield(attached.ready)
+                        await self._loaded(attached)
                         if await self._holds(attached):
                             return attached
                     except BaseException:
                         self._leave(attached)
                         raise
-                    self._forget(attached)
+                    # a followed tail that is merely due stays: its readers wait for the record that says so
+                    if attached.following is None or attached.tail.left_behind:
+                        self._forget(attached)
                     self._leave(attached)
         except TimeoutError:
             raise BrokerUnavailable(f"The broker did not answer in {timeout:g} s") from None
+
+    async def _loaded(self, attached: _Attached) -> None:
+        assert attached.ready is not None
+        try:
+            await asyncio.shield(attached.ready)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if attached.ready.cancelled() and caller is not None and not caller.cancelling():
+                raise BrokerUnavailable("The store was closed") from None
+            raise
 
     def _attach(self, stream_id: str) -> _Attached:
         attached = self._attached.get(stream_id)
@@ -146,6 +195,7 @@ class Tails:
                     tail.restore(*sealed)
                     return
             attached.following = await self._log.follow(stream_id, tail.feed, lambda: self._fill(attached))
+            attached.doubted = False
             tail.load(await self._log.read(stream_id))
             attached.loaded = True
             if attached.doubted:
@@ -161,40 +211,63 @@ class Tails:
     async def _holds(self, attached: _Attached) -> bool:
         """Whether the loaded tail is still the stream: its time has not passed, and nothing replaced what it read."""
         tail = attached.tail
-        if decide.expiry(tail.state, tail.stream_id, "", self._log.now_ms()) is not None:
-            self._overdue(tail.stream_id)
-            await asyncio.sleep(0.005)
+        if self._is_due(tail):
+            await asyncio.shield(self._overdue(tail.stream_id))
+            if attached.following is not None:
+                await self._refresh(attached)
             return False
         if attached.following is not None:
+            if tail.state.position < attached.at_least:
+                await self._refresh(attached)
             return not tail.left_behind
         last = await self._log.last(tail.stream_id)
         return last is not None and last.position == tail.state.position
 
+    def _is_due(self, tail: Tail) -> bool:
+        return decide.expiry(tail.state, tail.stream_id, "", self._log.now_ms()) is not None
+
     # ---------------------------------------------------------------- staying current
 
     def _fill(self, attached: _Attached) -> None:
-        """Something may be missing: read it."""
-        if not attached.loaded:
-            attached.doubted = True
-        elif attached.filling is None and attached.following is not None:
+        """Something may be missing: read it (again, where it is being read: that read may have come too early)."""
+        attached.doubted = True
+        if attached.loaded and attached.filling is None and attached.following is not None:
             attached.filling = self._spawn(self._refill(attached))
 
     async def _refill(self, attached: _Attached) -> None:
         tail = attached.tail
         try:
             async for _ in backoff(0.001):
-                async with self._reads:
-                    last = await insist(lambda: self._log.last(tail.stream_id))
-                    if decide.rewound(tail.state, last):
-                        tail.trim()
-                        return
-                    tail.load(await insist(lambda: self._log.read(tail.stream_id, tail.state.position)))
-                if not tail.has_gap:
+                attached.doubted = False
+                try:
+                    async with self._reads:
+                        await self._read_on(attached)
+                except BrokerError as error:
+                    attached.doubted = True
+                    logger.debug("a tail could not be read: %s", error, extra={"stream": tail.stream_id})
+                if not (tail.has_gap or attached.doubted):
                     return
-        except TailraceError as error:
-            logger.warning("a tail could not be read: %s", error, extra={"stream": tail.stream_id})
+        except TailraceError as error:  # a record of a newer version: nothing behind it can be read here
+            logger.warning("a tail cannot be read: %s", error, extra={"stream": tail.stream_id})
+            self._forget(attached)
+            tail.close_readers(error)
         finally:
             attached.filling = None
+
+    async def _read_on(self, attached: _Attached) -> None:
+        tail, before = attached.tail, attached.tail.state  # live records go on coming in while the leader is asked
+        last = await insist(lambda: self._log.last(tail.stream_id))
+        if decide.rewound(before, last):
+            self._forget(attached)  # who comes now reads what the log has now
+            tail.trim()
+        elif last is not None and last.position > tail.state.position:
+            tail.load(await insist(lambda: self._log.read(tail.stream_id, tail.state.position)))
+
+    def wrote(self, stream_id: str, position: int) -> None:
+        """This process wrote a record: what it says of the stream from now on must know it."""
+        attached = self._attached.get(stream_id)
+        if attached is not None:
+            attached.at_least = max(attached.at_least, position)
 
     def check(self, quiet: list[tuple[str, int]]) -> None:
         """A heartbeat named streams and their last records: read those of which this process knows less."""
@@ -218,9 +291,11 @@ class Tails:
     def state(self, stream_id: str) -> State | None:
         """The stream's state, if it is followed, live, and in no doubt."""
         attached = self._attached.get(stream_id)
-        if attached is None or attached.following is None or attached.filling is not None:
+        if attached is None or attached.following is None or attached.filling is not None or not attached.loaded:
             return None
-        return attached.tail.state if attached.tail.is_live and attached.loaded else None
+        tail = attached.tail
+        known = tail.is_live and tail.state.position >= attached.at_least and not self._is_due(tail)
+        return tail.state if known else None
 
     def _arm(self, attached: _Attached) -> None:
         due = decide.due_ms(attached.tail.state)
@@ -231,7 +306,7 @@ class Tails:
 
     def _due(self, attached: _Attached) -> None:
         tail = attached.tail
-        if decide.expiry(tail.state, tail.stream_id, "", self._log.now_ms()) is not None:
+        if self._is_due(tail):
             self._overdue(tail.stream_id)
         self._arm(attached)
 
@@ -281,6 +356,8 @@ class Tails:
     async def _release(self, attached: _Attached) -> None:
         if attached.due_timer is not None:
             attached.due_timer.cancel()
+        if attached.ready is not None and attached.ready is not asyncio.current_task():
+            attached.ready.cancel()  # nobody waits for it any more
         following, attached.following = attached.following, None
         if attached.filling is not None:
             attached.filling.cancel()
@@ -294,6 +371,4 @@ class Tails:
             self._forget(attached)
             if attached.drop_timer is not None:
                 attached.drop_timer.cancel()
-            if attached.ready is not None:
-                attached.ready.cancel()
             await self._release(attached)

@@ -9,7 +9,8 @@ Rules:
 - Chunks are stored in the order in which they were queued, whatever becomes of those who wait for them: a cancelled
   caller takes nothing back.
 - A broker that is away is waited for, for as long as the lease holds. The queue is bounded; beyond it callers wait.
-- The first error is final: it fails everything queued and everything later.
+- The first error is final: it fails everything queued and everything later. Only an ending can still be written, where
+  the lease holds: one that its caller asks for after it was told of the error.
 - The ending is queued behind the chunks, and nothing behind the ending.
 """
 
@@ -18,10 +19,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from tailrace import decide
 from tailrace.commit import Moved, Rewound, commit, insist, new_nonce
-from tailrace.errors import BrokerFailed, ChunkTooLarge, StreamFinalized, StreamNotFound, StreamTrimmed, TailraceError
+from tailrace.errors import (
+    BrokerFailed,
+    ChunkTooLarge,
+    StreamFinalized,
+    StreamNotFound,
+    StreamSuperseded,
+    StreamTrimmed,
+    TailraceError,
+)
 from tailrace.fold import TRIMMED, State, fold
 from tailrace.log import Log
 from tailrace.model import Ending, Lease, Limits, Mark
@@ -30,6 +40,9 @@ from tailrace.records import Record, Stored
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
 MAX_CHUNKS_A_RECORD = 4096
 HEADER_ROOM = 32 * 1024  # of a broker's message limit, for headers and the list of sizes
+
+_OVER = (StreamNotFound, StreamSuperseded, StreamFinalized, StreamTrimmed)
+Shift = tuple[int, int]  # entries and bytes that others wrote under the same lease meanwhile
 
 
 class Writer:
@@ -46,7 +59,7 @@ class Writer:
         self._queued_bytes = 0
         self._entries, self._bytes = state.entries, state.bytes  # the stream's end, with all that is queued
         self._ending: Ending | None = None
-        self._waiter: asyncio.Future[None] | None = None  # of the chunks queued now
+        self._waiter: asyncio.Future[Shift] | None = None  # of the chunks queued now
         self._ended: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -55,26 +68,33 @@ class Writer:
     def busy(self) -> bool:
         return self._task is not None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be written under this lease any more, an ending neither."""
+        return isinstance(self.failure, _OVER)
+
     async def extend(self, chunks: Sequence[bytes]) -> str:
         """Queue ``chunks``, wait until they are kept, return the cursor of the last."""
         await self._until_room()
         waiter = self._queue(chunks)
-        mark = Mark(self.lease.incarnation, self.lease.epoch, self._entries, self._bytes)
-        await asyncio.shield(waiter)
+        entries, octets = self._entries, self._bytes
+        shift = await asyncio.shield(waiter)
+        mark = Mark(self.lease.incarnation, self.lease.epoch, entries + shift[0], octets + shift[1])
         return mark.cursor(self.lease.stream_id)
 
     async def _until_room(self) -> None:
         while self._queued_bytes > MAX_QUEUED_BYTES and self.failure is None:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
+                self._room.add_done_callback(_retrieve)
             await asyncio.shield(self._room)
 
-    def _queue(self, chunks: Sequence[bytes]) -> asyncio.Future[None]:
+    def _queue(self, chunks: Sequence[bytes]) -> asyncio.Future[Shift]:
         if self.failure is not None:
             raise _again(self.failure)
         if self._ending is not None:
             raise StreamFinalized(f"Stream already finalized: {self.lease.stream_id}")
-        taken = [bytes(chunk) for chunk in chunks]
+        taken = [chunk if type(chunk) is bytes else bytes(memoryview(chunk)) for chunk in chunks]
         refusal = self._admit(taken)
         if self._waiter is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -109,7 +129,7 @@ class Writer:
     async def finish(self, ending: Ending) -> None:
         """Queue the ending and wait until the stream has it. A no-op where it has one already."""
         if self._ended is None:
-            if self.failure is not None:
+            if self.is_over:
                 self._finish_of_failed()
                 return
             self._ending = ending
@@ -128,16 +148,18 @@ class Writer:
             self._task = asyncio.create_task(self._run(), name=f"tailrace-writer-{self.lease.stream_id[:40]}")
 
     async def _run(self) -> None:
-        waiter: asyncio.Future[None] | None = None
+        waiter: asyncio.Future[Shift] | None = None
         try:
-            while self._chunks or self._ending is not None:
+            while self._waiter is not None or self._ending is not None:
                 waiter, self._waiter = self._waiter, None
                 chunks, self._chunks = self._chunks, []
+                entries, octets = self._entries, self._bytes
                 await self._store_chunks(chunks)
-                _resolve(waiter)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result((self.state.entries - entries, self.state.bytes - octets))
                 waiter = None
                 ending = self._ending
-                if ending is not None and not self._chunks:
+                if ending is not None and self._waiter is None:
                     await self._store(partial(_finish, self.lease.stream_id, ending))
                     self.failure = StreamFinalized(f"Stream already finalized: {self.lease.stream_id}")
                     _resolve(self._ended)
@@ -151,7 +173,6 @@ class Writer:
             self._fail(BrokerFailed(f"Writing {self.lease.stream_id} failed: {type(error).__name__}: {error}"), waiter)
         finally:
             self._task = None
-            _resolve(self._waiter)
             self._on_kept(self)
 
     async def _store_chunks(self, chunks: list[bytes]) -> None:
@@ -174,6 +195,7 @@ class Writer:
     async def _store(self, make: Callable[[Mark], Record]) -> None:
         """Store the record that ``make`` makes at the stream's end, or raise why this lease may not."""
         while True:
+            decide.require_lease(self.state, self.lease)
             at = Mark(self.lease.incarnation, self.lease.epoch, self.state.entries, self.state.bytes)
             record = make(at)
             try:
@@ -194,7 +216,6 @@ class Writer:
         for stored in await insist(lambda: self.log.read(self.lease.stream_id, self.state.position)):
             self.state, _ = fold(self.state, stored)
             landed = landed or stored.record.nonce == sent.nonce
-        decide.require_lease(self.state, self.lease)
         return landed
 
     async def _mourn(self) -> None:
@@ -210,15 +231,19 @@ class Writer:
                 pass  # somebody else is at it; whatever they wrote, this lease is over
         raise StreamTrimmed(f"The broker lost acknowledged records of {self.lease.stream_id}")
 
-    def _fail(self, error: TailraceError, waiter: asyncio.Future[None] | None) -> None:
+    def _fail(self, error: TailraceError, waiter: asyncio.Future[Shift] | None) -> None:
         self.failure = error
-        for future in (waiter, self._waiter, self._room):
+        waiting: tuple[asyncio.Future[Any] | None, ...] = (waiter, self._waiter, self._room)
+        for future in waiting:
             if future is not None and not future.done():
                 future.set_exception(_again(error))
         self._waiter = self._room = None
         self._chunks.clear()
         self._queued_bytes = 0
-        if self._ended is not None and not self._ended.done():
+        if self._ended is not None and not self._ended.done() and not self.is_over:
+            self._ended.set_exception(_again(error))  # what was asked for may not be true any more: ask again
+            self._ended = self._ending = None
+        elif self._ended is not None and not self._ended.done():
             try:
                 self._finish_of_failed()
             except TailraceError as missing:
@@ -233,9 +258,12 @@ class Writer:
 
     async def abandon(self) -> None:
         """Stop writing at once; what was in flight may or may not be stored."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        if (task := self._task) is not None:
+            task.cancel()
+            await asyncio.wait({task})
+            if self._task is task:  # it was cancelled before it began
+                self._task = None
+                self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), None)
 
 
 def _chunks(stream_id: str, data: list[bytes], at: Mark) -> Record:
@@ -259,7 +287,7 @@ def _resolve(future: asyncio.Future[None] | None) -> None:
         future.set_result(None)
 
 
-def _retrieve(future: asyncio.Future[None]) -> None:
+def _retrieve(future: asyncio.Future[Any]) -> None:
     """Mark the outcome as seen: the caller may have gone."""
     if not future.cancelled():
         future.exception()

@@ -30,7 +30,7 @@ from tailrace.errors import (
     StreamTrimmed,
     TooManyEntries,
 )
-from tailrace.fold import TRIMMED, Phase, State
+from tailrace.fold import DELETED, TRIMMED, Phase, State
 from tailrace.model import (
     Acquisition,
     Claim,
@@ -293,9 +293,19 @@ def _gone(state: State, stream_id: str) -> CursorGone:
     return CursorGone(f"This position belongs to another incarnation of {stream_id}", incarnation=current)
 
 
+def is_there(state: State) -> bool:
+    """Whether the stream has a life that can be read, ended or not."""
+    return state.phase in (Phase.LIVE, Phase.ENDED, Phase.HEADLESS)
+
+
 def follows(state: State, incarnation: Incarnation) -> bool:
     """Whether a reader of ``incarnation`` still reads this stream (and not the life after it)."""
-    return state.incarnation == incarnation and state.phase in (Phase.LIVE, Phase.ENDED, Phase.HEADLESS)
+    return state.incarnation == incarnation and is_there(state)
+
+
+def end_of_life(state: State) -> Ending:
+    """What a reader is told whose life of the stream has gone, ``state`` being what it is now."""
+    return state.ending if state.phase is Phase.GONE and state.ending is not None else DELETED
 
 
 def info(state: State, stream_id: str) -> StreamInfo:

@@ -57,9 +57,7 @@ class Liveness:
         # a member lost for long is forgotten: whoever asks again starts a new count, to the same end
         horizon = time_ms - 20 * self.ttl_ms
         for member_id in [member_id for member_id, at in self._heard.items() if at < horizon]:
-            if self._since_ms < horizon:
-                del self._heard[member_id]
-                self._gone.add(member_id)
+            del self._heard[member_id]
 
     def withdraw(self, member_id: str, time_ms: int) -> None:
         """Another sign of life than a beat (a newer record of this member): the silence starts again."""

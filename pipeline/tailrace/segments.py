@@ -89,7 +89,7 @@ def unseal(stream_id: str, segments: Sequence[bytes]) -> tuple[State, list[bytes
             if at != len(segment):
                 raise ValueError("sizes do not add up to the segment")
         state = _state(stream_id, facts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptRecord(f"Segments of {stream_id} that cannot be read: {error}") from error
     ends = list(accumulate(map(len, chunks)))
     if (state.entries, state.bytes) != (len(ends), ends[-1] if ends else 0):
