@@ -10,13 +10,25 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from tailrace.errors import TailraceError
 from tailrace.model import Limits
+
+if TYPE_CHECKING:
+    from tailrace.connect import StoreOptions
 
 PREFIX = "TAILRACE_"
 _SIZE = TypeAdapter(ByteSize)
@@ -72,6 +84,7 @@ class Settings(BaseSettings):
     claim_timeout: Seconds = _setting(30.0, "How long a request waits for a worker to claim its run", "seconds")
     request_timeout: Seconds = _setting(5.0, "How long a new request waits for the broker before its 503", "seconds")
     max_request_bytes: Size = _setting(1024 * 1024, "The largest request body", "bytes")
+    tail_linger: Pause = _setting(5.0, "How long a stream stays in memory after its last reader left", "seconds")
     flush_interval: Pause = _setting(0.0, "The least time between two sends to one reader; 0 sends at once", "seconds")
     keepalive_interval: Seconds = _setting(15.0, "The silence after which SSE frames get a comment", "seconds")
     cors_origins: str = _setting("", "Origins that browsers may call from, split by commas; * is any, empty none")
@@ -92,21 +105,29 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "The least level that is logged")
     log_format: Literal["console", "json"] = _setting("console", "How a log line is written")
 
-    nats_shards: Count = _setting(32, "JetStream streams that the streams are spread over", "streams")
-    nats_replicas: Annotated[int, Field(ge=1, le=5)] = _setting(1, "Copies that JetStream keeps", "replicas")
-    nats_sync_always: bool = _setting(False, "Whether the embedded broker syncs every write to the disk before its ack")
+    nats_prefix: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,31}$")] = _setting(
+        "tailrace", "The first token of every subject; one deployment has one"
+    )
+    nats_shards: Annotated[int, Field(ge=1, le=256)] = _setting(32, "JetStream streams that records are spread over")
+    nats_replicas: Annotated[int, Field(ge=1, le=5)] = _setting(1, "Copies that JetStream keeps")
+    nats_sync_always: bool = _setting(False, "Whether the embedded broker writes to the disk before every ack")
+    nats_connect_timeout: Seconds = _setting(4.0, "How long the first connection to NATS may take", "seconds")
     nats_user: str | None = _setting(None, "The NATS user")
-    nats_password: SecretStr | None = _setting(None, "The NATS password")
+    nats_password: SecretStr | None = _setting(None, "The NATS user's password")
     nats_token: SecretStr | None = _setting(None, "The NATS token")
-    nats_credentials: Path | None = _setting(None, "The file of NATS user credentials (JWT and seed)")
-    nats_nkey_seed: Path | None = _setting(None, "The file of the NATS nkey seed")
+    nats_creds_file: Path | None = _setting(None, "The file of NATS user credentials (JWT and seed)")
+    nats_nkey_seed: SecretStr | None = _setting(None, "The NATS user's nkey seed; it begins with SU")
     nats_tls_ca: Path | None = _setting(None, "The certificate authority of the NATS server, a PEM file")
-    nats_tls_certificate: Path | None = _setting(None, "This client's certificate, a PEM file")
+    nats_tls_cert: Path | None = _setting(None, "This client's certificate, a PEM file")
     nats_tls_key: Path | None = _setting(None, "The key of this client's certificate, a PEM file")
+    nats_tls_hostname: str | None = _setting(None, "The name in the NATS server's certificate, where it is another")
+    nats_tls_first: bool = _setting(False, "Whether TLS begins before the NATS server says anything")
 
     openai_base_url: str | None = _setting(None, "The OpenAI-compatible endpoint of the shipped openai handler")
     openai_api_key: SecretStr | None = _setting(None, "Its key")
     openai_model: str | None = _setting(None, "The model it asks for where a run names none")
+
+    _arguments: frozenset[str] = PrivateAttr(frozenset())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,9 +146,37 @@ class Settings(BaseSettings):
         """What a store refuses."""
         return Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
 
+    def store_options(self) -> StoreOptions:
+        """What `tailrace.connect.connect` is told, beside ``store``."""
+        from tailrace.connect import StoreOptions
+        from tailrace.jetstream.options import JetStreamOptions
+
+        nats = {name: _plain(getattr(self, f"nats_{name}")) for name in _NATS}
+        return StoreOptions(
+            limits=self.limits(),
+            lease_ttl=self.lease_ttl,
+            linger=self.tail_linger,
+            request_timeout=self.request_timeout,
+            jetstream=JetStreamOptions(**nats, request_timeout=self.request_timeout),
+            sync_always=self.nats_sync_always,
+        )
+
     def origins(self) -> frozenset[str]:
         """The origins that browsers may call from."""
         return frozenset(origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip())
+
+
+_NATS = tuple(
+    """prefix shards replicas connect_timeout user password token creds_file nkey_seed
+    tls_ca tls_cert tls_key tls_hostname tls_first""".split()  # noqa: SIM905
+)
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value as the adapters take it: secrets shown, paths as text."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, Path) else value
 
 
 class InvalidSetting(TailraceError):
@@ -151,7 +200,9 @@ def load(env_file: str | None = ".env", **arguments: Any) -> Settings:
     """The settings of this process; ``arguments`` that are not None win. Raises `InvalidSetting`."""
     try:
         given = {name: value for name, value in arguments.items() if value is not None}
-        return Settings(_env_file=env_file, **given)
+        settings = Settings(_env_file=env_file, **given)
+        settings._arguments = frozenset(given)
+        return settings
     except ValidationError as error:
         raise InvalidSetting("; ".join(_complaint(item) for item in error.errors())) from None
 
@@ -191,11 +242,13 @@ class _Sources:
 
     def of(self, settings: Settings, name: str) -> str:
         variable = PREFIX + name.upper()
+        if name in settings._arguments:
+            return "argument"
         if variable in self.environment:
             return "environment"
         if variable in self.file:
             return self.FILE
-        return "argument" if name in settings.model_fields_set else "default"
+        return "default"
 
 
 def describe(settings: Settings, env_file: str | None = ".env") -> list[Row]:

@@ -96,6 +96,7 @@ def _api(gateway: Gateway) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"auto_configure": False},  # only the settings read the environment
     )
     api.include_router(health.router(gateway))
     api.include_router(pages.router())

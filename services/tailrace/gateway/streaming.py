@@ -6,6 +6,8 @@ it asleep (there is a future to resolve) or sending (nothing to do: the loop loo
 
 Rules:
 
+- Where the server can write without a turn of the loop (``tailrace.write``), a wake of a sleeping response writes what
+  there is and lets it sleep: this is what a thousand readers of one stream cost. Anything else wakes the loop.
 - The framework returns this response without running it; `tailrace.gateway.app` runs it afterwards with the server's
   own ``send``, so no layer wraps a message.
 - A client that takes nothing blocks the loop inside ``send``. What the stream grows by meanwhile is its lag; over the
@@ -67,6 +69,8 @@ class StreamResponse(Response):
         self._sent_at = 0.0
         self._lag_from: int | None = None
         self._abort: Callable[[], object] | None = None
+        self._write: Callable[[bytes], bool] | None = None
+        self._held = b""  # taken from the reader, and not written yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hand_off(scope, self)
@@ -89,11 +93,13 @@ class StreamResponse(Response):
             return
         extensions = scope.get("extensions") or {}
         self._abort = extensions.get("tailrace.abort")
+        if self._gateway.settings.flush_interval <= 0:
+            self._write = extensions.get("tailrace.write")
         watch = asyncio.ensure_future(self._watch(receive))
         timer = self._keep_alive()
         self._gateway.responses.add(self)
         self._drain = self._gateway.draining
-        self._reader.on_wake(self._wake)
+        self._reader.on_wake(self._grown)
         try:
             await self._pump(send, extensions.get("tailrace.cut"))
         finally:
@@ -108,7 +114,7 @@ class StreamResponse(Response):
         last: bytes | None = b""
         while not self._gone:
             try:
-                body = framing.take(reader)
+                body, self._held = self._held or framing.take(reader), b""
             except TailraceError as error:  # too slow, or the store is closing
                 last = self._stop(error)
                 break
@@ -155,10 +161,30 @@ class StreamResponse(Response):
     # ------------------------------------------------------------ waking
 
     def _wake(self) -> None:
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
+
+    def _grown(self) -> None:
+        """The stream has more, or its ending."""
         if self._sending:
             self._check_lag()
-        elif self._sleep is not None and not self._sleep.done():
+        elif self._sleep is not None and not self._sleep.done() and not self._write_through():
             self._sleep.set_result(None)
+
+    def _write_through(self) -> bool:
+        """Write what there is at once; False where the loop must wake, for whatever reason."""
+        if self._write is None:
+            return False
+        try:
+            while body := self._framing.take(self._reader):  # a take may give a part of what there is
+                if not self._write(body):
+                    self._held = body
+                    return False
+        except TailraceError:
+            return False  # the loop meets it again
+        if self._framing.keepalive is not None:
+            self._sent_at = asyncio.get_running_loop().time()
+        return self._reader.ending is None
 
     def _check_lag(self) -> None:
         grown = self._reader.info.bytes
