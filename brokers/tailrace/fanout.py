@@ -6,8 +6,8 @@ holds up is bounded by its lag.
 
 Rules:
 
-- A tail serves one incarnation: the first that it sees live or ended. When that one goes (deleted, expired) the tail
-  has its ending, and the next life gets a tail of its own.
+- A tail serves one incarnation: the last in the history that it loads first, else the first that it sees. When that one
+  goes (deleted, expired) the tail has its ending, and the next life gets a tail of its own.
 - Records are applied in the log's order only. One that does not follow its predecessor waits until the records between
   have been read; after a doubt (a reconnect, an overflow) the tail reads.
 - A record's chunks are visible when the fold counts it, and never again taken back.
@@ -44,6 +44,7 @@ class Tail:
         self._waiters: set[asyncio.Future[None]] = set()
         self.on_gap = on_gap
         self._ahead: dict[int, Stored] = {}
+        self._is_fresh = True  # nothing was loaded yet
 
     def feed(self, stored: Stored) -> None:
         """Take a record as a subscription delivers it: possibly early, late or twice."""
@@ -62,6 +63,9 @@ class Tail:
         for stored in records:
             if stored.position > self.state.position:
                 self._apply(stored)
+                if self._is_fresh and self.left_behind:
+                    self._unbind()
+        self._is_fresh = False
         self._catch_up()
         self._tell()
 
@@ -124,6 +128,11 @@ class Tail:
         if decide.is_there(self.state):
             self.incarnation = self.state.incarnation
             self.ending = self.state.ending
+
+    def _unbind(self) -> None:
+        """That was an earlier life, which nobody here has read."""
+        self.incarnation = self.ending = None
+        self.chunks, self.ends = [], []
 
     def _grow(self, stored: Stored) -> None:
         end = self.ends[-1] if self.ends else 0

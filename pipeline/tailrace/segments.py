@@ -86,7 +86,7 @@ def unseal(stream_id: str, segments: Sequence[bytes]) -> tuple[State, list[bytes
             for size in line["sizes"]:
                 chunks.append(segment[at : at + size])
                 at += size
-            if at != len(segment):
+            if at != len(segment) or min(line["sizes"], default=0) < 0:
                 raise ValueError("sizes do not add up to the segment")
         state = _state(stream_id, facts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
