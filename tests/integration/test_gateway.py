@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from tailrace.errors import BrokerUnavailable
-from tailrace.gateway.framing import frames
+from tailrace.gateway.framing import frame
 from tailrace.gateway.launch import gateway_server
 from tailrace.gateway.server import GatewayServer, start
 from tailrace.memory import MemoryBroker, MemoryStore
@@ -266,6 +266,17 @@ async def test_frames_go_on_behind_last_event_id(service: Service) -> None:
     assert content(events(part.text)) == WHOLE[5:]
 
 
+async def test_frames_of_a_long_history_come_in_order(service: Service) -> None:
+    chunks = [f"{number}:".encode() * 10 for number in range(3000)]
+    await service.store.acquire("s", content_type="text/plain")
+    await service.store.extend("s", chunks)
+    await service.store.finalize("s", "done")
+    response = await service.client.get("/v1/runs/s?frame=sse")
+    found = events(response.text)
+    assert [event["data"].encode() for event in found[:-1]] == chunks
+    assert json.loads(found[-1]["data"])["cursor"] == found[-2]["id"]
+
+
 @pytest.mark.parametrize(("end", "code"), [("error", "my-code"), ("cancelled", "cancelled"), ("delete", "deleted")])
 async def test_frames_tell_every_other_ending(service: Service, end: str, code: str) -> None:
     await service.published("s", b"x", end=None)
@@ -296,9 +307,7 @@ async def test_frames_keep_a_silent_connection_open(service: Service) -> None:
 def test_a_chunk_that_text_cannot_carry_goes_as_base64() -> None:
     for chunk in CHUNKS:
         entry = Entry("s", chunk, Mark(Incarnation(1, 1), 1, 1, len(chunk)))
-        (frame,) = frames([entry], True)
-        (event,) = events(frame.decode()) or [{"event": "message", "data": ""}]
-        assert content([event]) == chunk
+        assert content(events(frame(entry, True).decode())) == chunk
 
 
 # ---------------------------------------------------------------- bad positions

@@ -11,6 +11,7 @@ import pytest
 from tailrace.contracts import Capabilities
 from tailrace.errors import BrokerUnavailable, ClaimTimeout, LimitExceeded, ProducerLost
 from tailrace.gateway.problems import STATUS
+from tailrace.jetstream import CAPABILITIES as JETSTREAM
 from tailrace.memory import CAPABILITIES as MEMORY
 from tailrace.model import Limits
 from tailrace.settings import Row, Settings, describe
@@ -25,7 +26,7 @@ OTHERS = {
     "TAILRACE_BODY_TIMEOUT": ("request-timeout", 408),
     "TAILRACE_MAX_HEAD_BYTES": ("head-too-large", 431),
 }
-STORES = {"memory": MEMORY}
+STORES = {"memory": MEMORY, "jetstream": JETSTREAM}
 
 
 def limits(kind: type[LimitExceeded] = LimitExceeded) -> Iterator[type[LimitExceeded]]:

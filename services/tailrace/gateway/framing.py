@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable
+from collections import deque
+from functools import lru_cache
 from typing import Protocol
 
 from tailrace import decide
 from tailrace.contracts import Reader
 from tailrace.errors import TailraceError
-from tailrace.model import Ending, Entry
+from tailrace.model import Ending, Entry, Mark
 
 KEEPALIVE = b": keepalive\n\n"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+MAX_FRAMES = 64 * 1024
+_SMALL = 4 * 1024
 _TEXTUAL = frozenset(
     {"application/json", "application/x-ndjson", "application/jsonl", "application/javascript", "application/xml"}
 )
@@ -72,28 +75,50 @@ class Raw:
 
 
 class Sse:
-    """SSE frames. ``text``: whether the content is text."""
+    """SSE frames. ``text``: whether the content is text. A take gives about 64 KiB, so that a long history neither
+    delays its own first event nor holds up the process; what else it took waits here."""
 
     keepalive = KEEPALIVE
 
     def __init__(self, text: bool) -> None:
         self.text = text
+        self._waiting: deque[Entry] = deque()
+        self._last: Entry | None = None
 
     def take(self, reader: Reader) -> bytes:
-        return b"".join(frames(reader.take(), self.text))
+        waiting = self._waiting
+        if not waiting:
+            waiting.extend(reader.take())
+        frames, size = [], 0
+        while waiting and size < MAX_FRAMES:
+            self._last = waiting.popleft()
+            frames.append(frame(self._last, self.text))
+            size += len(frames[-1])
+        return b"".join(frames)
+
+    def _cursor(self, reader: Reader) -> str:
+        return self._last.cursor if self._waiting and self._last is not None else reader.cursor
 
     def end(self, reader: Reader, ending: Ending) -> bytes:
         error = decide.ending_error(ending)
-        return end_frame(reader.cursor) if error is None else error_frame(error, reader.cursor)
+        return end_frame(self._cursor(reader)) if error is None else error_frame(error, self._cursor(reader))
 
     def stop(self, reader: Reader, error: TailraceError) -> bytes:
-        return b"retry: 1000\n" + error_frame(error, reader.cursor)
+        return b"retry: 1000\n" + error_frame(error, self._cursor(reader))
 
 
-def frames(entries: Iterable[Entry], text: bool) -> Iterable[bytes]:
-    """The frame of each entry."""
-    for entry in entries:
-        yield b"id: %b\n%b\n" % (entry.cursor.encode(), _data(entry.chunk, text))
+def frame(entry: Entry, text: bool) -> bytes:
+    """The frame of an entry. Of small chunks it is remembered: many readers want it at about the same moment."""
+    if len(entry.chunk) <= _SMALL:
+        return _remembered(entry.stream_id, entry.mark, entry.chunk, text)
+    return _frame(entry.stream_id, entry.mark, entry.chunk, text)
+
+
+def _frame(stream_id: str, mark: Mark, chunk: bytes, text: bool) -> bytes:
+    return b"id: %b\n%b\n" % (mark.cursor(stream_id).encode(), _data(chunk, text))
+
+
+_remembered = lru_cache(maxsize=4096)(_frame)
 
 
 def _data(chunk: bytes, text: bool) -> bytes:
