@@ -1,0 +1,102 @@
+"""Direct gets: many stored messages for one request, from whichever replica answers.
+
+A batch is one request and a run of replies; each names the sequence of the one before it, so a lost reply shows. What a
+batch leaves out (its bound in bytes or messages was reached) the next request asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from tailrace.errors import BrokerFailed
+from tailrace.jetstream.connection import Connection
+from tailrace.jetstream.wire import PENDING, PREVIOUS, SEQUENCE, UP_TO, parse_headers, status
+
+BATCH = 1000
+BATCH_BYTES = 4 * 1024 * 1024  # of one answer, so that the server never queues more than that for us
+MULTI = 1000  # the server answers for at most 1024 subjects at once
+_EOB, _MISSING, _TOO_MANY = 204, 404, 413
+
+Message = tuple[dict[str, str], bytes]
+
+
+async def subject_after(connection: Connection, stream: str, subject: str, after: int) -> list[Message]:
+    """Every message of ``subject`` behind sequence ``after``, in order. Raises `BrokerError`."""
+    found: list[Message] = []
+    while True:
+        body = {"batch": BATCH, "max_bytes": BATCH_BYTES, "seq": after + 1, "next_by_subj": subject}
+        messages, pending, _ = await _batch(connection, stream, body)
+        found.extend(messages)
+        if pending == 0:
+            return found
+        if messages:
+            after = int(messages[-1][0][SEQUENCE])
+
+
+async def last_of_each(connection: Connection, stream: str, subjects: str) -> AsyncIterator[Message]:
+    """The last message of each subject that ``subjects`` (a wildcard) matches. Raises `BrokerError`."""
+    chunks: Sequence[list[str]] = [[subjects]]
+    try:
+        async for found in _multi(connection, stream, [subjects]):
+            yield found
+        return
+    except _TooMany:
+        names = await _subjects(connection, stream, subjects)
+        chunks = [names[start : start + MULTI] for start in range(0, len(names), MULTI)]
+    for chunk in chunks:
+        async for found in _multi(connection, stream, chunk):
+            yield found
+
+
+async def lasts(connection: Connection, stream: str, subjects: list[str]) -> list[Message]:
+    """The last message of each of ``subjects`` (at most 1000) that has one, in the order of their sequences."""
+    return [found async for found in _multi(connection, stream, subjects)]
+
+
+class _TooMany(Exception):
+    pass
+
+
+async def _multi(connection: Connection, stream: str, subjects: list[str]) -> AsyncIterator[Message]:
+    body: dict[str, Any] = {"multi_last": subjects, "batch": MULTI, "max_bytes": BATCH_BYTES}
+    while True:
+        messages, pending, up_to = await _batch(connection, stream, body)
+        for found in messages:
+            yield found
+        if pending == 0:
+            return
+        if messages:
+            body |= {"seq": int(messages[-1][0][SEQUENCE]) + 1, "up_to_seq": up_to}
+
+
+async def _batch(connection: Connection, stream: str, body: dict[str, Any]) -> tuple[list[Message], int, int]:
+    """The unbroken beginning of one batch, how many messages are left behind it, and the batch's horizon."""
+    replies, (block, _) = await connection.batch(f"$JS.API.DIRECT.GET.{stream}".encode(), body)
+    if status(block) == _TOO_MANY:
+        raise _TooMany
+    if status(block) == _MISSING:
+        return [], 0, 0
+    messages: list[Message] = []
+    before = 0
+    for head, payload in replies:
+        headers = parse_headers(head)
+        if int(headers.get(PREVIOUS, before)) != before:
+            return messages, 1, before  # a reply was lost: go on from the last good one
+        before = int(headers[SEQUENCE])
+        messages.append((headers, payload))
+    end = parse_headers(block)
+    if not messages and int(end.get(PENDING, 0)):
+        raise BrokerFailed(f"{connection} gives no message of {stream}, though it has some", hint="See its log.")
+    return messages, int(end.get(PENDING, 0)), int(end.get(UP_TO, before))
+
+
+async def _subjects(connection: Connection, stream: str, subjects: str) -> list[str]:
+    names: list[str] = []
+    while True:
+        body = {"subjects_filter": subjects, "offset": len(names)}
+        answer = await connection.api(f"STREAM.INFO.{stream}", body)
+        page = answer["state"].get("subjects") or {}
+        names.extend(page)
+        if not page or len(names) >= int(answer.get("total", 0)):
+            return names

@@ -1,0 +1,154 @@
+"""The streams that a deployment needs: made with explicit settings, or checked against them.
+
+Theory. Creating a stream that is there with the same settings succeeds, so processes that start at once need no lock.
+One that differs is never changed: it is refused, naming the stream, the setting, and how to mend it. Settings that may
+be more generous than asked for (retention, replicas) are only compared that way. The number of shards is written into
+each shard's metadata, since processes that disagree about it would elect two producers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tailrace.errors import BrokerUnavailable, BrokerUnsuitable
+from tailrace.jetstream import refusals
+from tailrace.jetstream.connection import Connection
+from tailrace.jetstream.names import Names
+from tailrace.jetstream.options import JetStreamOptions
+
+Settings = dict[str, Any]
+SHARDS, FORMAT = "tailrace-shards", "tailrace-format"
+_NANO = 1_000_000_000
+_AT_LEAST = frozenset({"max_age", "num_replicas", "duplicate_window"})
+_FIXED = frozenset({"storage", "retention", "sealed", FORMAT})  # what `nats stream edit` cannot mend
+_UNSET: tuple[Any, ...] = (None, 0, False, "", [], {})
+
+
+def wanted(names: Names, options: JetStreamOptions) -> list[Settings]:
+    """The settings of every stream."""
+    prefix = names.prefix
+    per_shard = -1 if options.max_bytes is None else max(options.max_bytes // names.shards, 1)
+    shards = [
+        _stream(names.shard(shard), names.records(shard), options)
+        | {
+            "max_bytes": per_shard,
+            "republish": {"src": names.records(shard), "dest": f"{prefix}.l.{shard:02}.{{{{wildcard(1)}}}}"},
+            "metadata": {FORMAT: "1", SHARDS: str(names.shards)},
+        }
+        for shard in range(names.shards)
+    ]
+    members = {
+        "max_msgs_per_subject": 1,
+        "discard": "old",
+        "max_age": int(options.member_retention * _NANO),
+        "duplicate_window": _window(options.member_retention),
+        "republish": {"src": f"{prefix}.m.*", "dest": f"{prefix}.ml.{{{{wildcard(1)}}}}"},
+    }
+    return [
+        *shards,
+        _stream(names.segments, f"{prefix}.g.>", options),
+        _stream(names.members, f"{prefix}.m.*", options) | members,
+        _stream(names.commands, f"{prefix}.r.*.*", options)
+        | {"retention": "workqueue", "max_age": 0, "duplicate_window": 120 * _NANO},
+        _stream(names.dead, f"{prefix}.dead.>", options),
+    ]
+
+
+def _stream(name: str, subject: str, options: JetStreamOptions) -> Settings:
+    placement = {"placement": {"tags": list(options.placement_tags)}} if options.placement_tags else {}
+    return {
+        "name": name,
+        "subjects": [subject],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": options.replicas,
+        "max_age": int(options.retention * _NANO),
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msg_size": -1,
+        "max_msgs_per_subject": -1,
+        "max_consumers": -1,
+        "discard": "new",  # full means refused: never an acknowledged record for a new one
+        "duplicate_window": _window(options.retention),
+        "allow_direct": True,
+        "allow_rollup_hdrs": False,
+        "no_ack": False,
+        "sealed": False,
+        "metadata": {FORMAT: "1"},
+    } | placement
+
+
+def _window(retention: float) -> int:
+    return int(min(retention, 120) * _NANO)  # the server takes none that is longer than the retention
+
+
+async def check(connection: Connection, names: Names, options: JetStreamOptions) -> None:
+    """Make or check every stream. Idempotent, also from several processes at once. Raises `BrokerError`."""
+    await _enabled(connection)
+    first, *others = wanted(names, options)
+    await _ensure(connection, first)  # alone: a process that disagrees about the shards makes no stray streams
+    outcomes = await asyncio.gather(*(_ensure(connection, settings) for settings in others), return_exceptions=True)
+    for outcome in outcomes:  # all have ended: nothing goes on behind the error
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _enabled(connection: Connection) -> None:
+    try:
+        await connection.api("INFO")
+    except BrokerUnavailable as error:
+        if connection.jetstream:
+            raise
+        raise BrokerUnsuitable(
+            f"JetStream is not enabled at {connection}",
+            hint="Start nats-server with -js, or with a jetstream block in its configuration.",
+        ) from error
+
+
+async def _ensure(connection: Connection, settings: Settings) -> None:
+    name = settings["name"]
+    try:
+        answer = await connection.api(f"STREAM.INFO.{name}")
+    except refusals.Refusal as error:
+        if error.number != refusals.NO_STREAM:
+            raise
+        try:
+            answer = await connection.api(f"STREAM.CREATE.{name}", settings)
+        except refusals.Refusal as taken:
+            if taken.number != refusals.NAME_TAKEN:
+                raise
+            answer = await connection.api(f"STREAM.INFO.{name}")
+    compare(settings, answer["config"], str(connection))
+
+
+def compare(settings: Settings, found: Mapping[str, Any], where: str = "the broker") -> None:
+    """Raise `BrokerUnsuitable` for the first setting of an existing stream that does not do."""
+    name = settings["name"]
+    for setting, is_now, must_be in _differences(settings, found):
+        mend = "Delete the stream" if setting in _FIXED else f"Run `nats stream edit {name}`"
+        if setting == SHARDS and is_now is not None:
+            mend = f"Set the number of shards to {is_now}"
+        raise BrokerUnsuitable(
+            f"Stream {name} at {where}: {setting} is {is_now!r}, and must be {must_be}",
+            hint=f"{mend}, or give Tailrace another prefix.",
+        )
+
+
+def _differences(settings: Settings, found: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for setting, value in settings.items():
+        is_now = found.get(setting)
+        if setting == "max_bytes" and value == -1:  # a bound that somebody set is theirs: full means refused
+            continue
+        if setting == "metadata":
+            held = is_now or {}
+            for key, text in value.items():
+                if held.get(key) != text:
+                    yield key, held.get(key), repr(text)
+        elif setting in _AT_LEAST:
+            unlimited = setting == "max_age" and not is_now
+            if not unlimited and (value == 0 or (is_now or 0) < value):
+                yield setting, is_now, f"{value} or more"
+        elif is_now != value and not (is_now in _UNSET and value in _UNSET):
+            yield setting, is_now, repr(value)
