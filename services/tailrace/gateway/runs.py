@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -149,11 +150,15 @@ class Runs:
 
     async def _listed(self, limit: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        if limit:
-            async for info in self._store.streams():
-                found.append(status_of(info))
-                if len(found) == limit:
-                    break
+        streams = self._store.streams()
+        try:
+            while len(found) < limit:
+                found.append(status_of(await anext(streams)))
+        except StopAsyncIteration:
+            pass
+        finally:
+            if isinstance(streams, AsyncGenerator):
+                await streams.aclose()
         return found
 
     async def cancel(self, id: str) -> Response:
