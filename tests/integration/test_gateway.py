@@ -682,6 +682,18 @@ async def test_a_client_that_leaves_is_forgotten(service: Service) -> None:
         await asyncio.sleep(0.01)
 
 
+async def test_a_client_that_leaves_before_the_claim_is_forgotten(service: Service) -> None:
+    service.store.members.advertise({"hold": {}}, lambda: 0)
+    await service.store.members.settled()
+    waiting = asyncio.create_task(service.run({"handler": "hold", "id": "r", "input": {"text": "a"}}))
+    while await service.store.runs.find("r") is None:
+        await asyncio.sleep(0.01)
+    waiting.cancel()
+    while service.server.server_state.tasks:
+        await asyncio.sleep(0.01)
+    assert (await service.client.get("/v1/runs/r/status")).json()["status"] == "queued"
+
+
 async def test_a_drain_tells_every_reader_to_go_on_elsewhere() -> None:
     async with serving() as service:
         await service.published("s", b"abc", end=None)

@@ -11,6 +11,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol, TypeVar
 
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
 from tailrace.contracts import StreamStore
 from tailrace.errors import BrokerUnavailable
 from tailrace.gateway.problems import Problem
@@ -58,16 +61,23 @@ class Gateway:
         except TimeoutError:
             raise BrokerUnavailable("The broker did not answer in time") from None
 
-    async def unless_draining(self, answer: Awaitable[T]) -> T:
-        """Await ``answer``, or raise once the gateway drains."""
-        self.require_open()
+    async def patiently(self, answer: Awaitable[T], receive: Receive) -> T:
+        """Await ``answer`` for as long as the client (by its ``receive``) stays and the gateway does not drain.
+        Raises `ClientDisconnect`, and what `require_open` raises."""
         task = asyncio.ensure_future(answer)
         drain = asyncio.ensure_future(self._draining.wait())
+        leave = asyncio.ensure_future(_left(receive))
         try:
-            await asyncio.wait((task, drain), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, drain, leave), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 self.require_open()
+                raise ClientDisconnect
             return await task
         finally:
-            drain.cancel()
-            task.cancel()
+            for one in (task, drain, leave):
+                one.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tailrace import logs
@@ -140,6 +140,8 @@ def response_to(error: Exception, headers: Mapping[str, str] | None = None) -> R
         return ProblemResponse(_of_framework(error), error.headers)
     if isinstance(error, TailraceError) and error.code in STATUS:
         return ProblemResponse(error, headers)
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it
     number = secrets.token_hex(8)
     _log.error("request failed", error_id=number, exc_info=error)
     text = f"The gateway failed; the operator finds the reason in the log under {number}"

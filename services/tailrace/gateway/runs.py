@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
 
 from tailrace import logs
 from tailrace.contracts import Reader
@@ -97,7 +98,7 @@ class Runs:
             headers = _whereabouts(stream_id) | NO_STORE | {"preference-applied": "respond-async"}
             return JSONResponse({"id": stream_id, "location": location(stream_id)}, 202, headers)
         try:
-            reader = await submission.claimed(position.start)
+            reader = await submission.claimed(position.start, request.receive)
         except RunError as error:
             if not isinstance(error, ClaimTimeout):
                 raise
@@ -111,18 +112,18 @@ class Runs:
         position = parse(id, request.url.query, request.headers.get("last-event-id"))
         self._gateway.require_open()
         try:
-            reader = await self._open(id, position)
+            reader = await self._open(id, position, request.receive)
         except ClaimTimeout as error:
             return problems.response_to(error, {"location": location(id)})
         return self._stream(request, reader, id, position)
 
-    async def _open(self, stream_id: str, position: Position) -> Reader:
+    async def _open(self, stream_id: str, position: Position, receive: Receive) -> Reader:
         try:
             return await self._gateway.bounded(self._store.open(stream_id, position.start))
         except StreamNotFound:
             if await self._gateway.bounded(self._store.runs.find(stream_id)) is None:
                 raise
-        return await claimed(self._gateway, stream_id, position.start)
+        return await claimed(self._gateway, stream_id, position.start, receive)
 
     def _stream(self, request: Request, reader: Reader, stream_id: str, position: Position) -> Response:
         info = reader.info

@@ -16,7 +16,8 @@ import secrets
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Receive
 
 from tailrace import logs
 from tailrace.contracts import Command, Reader
@@ -34,7 +35,7 @@ from tailrace.errors import (
 )
 from tailrace.gateway.live import Gateway
 from tailrace.gateway.problems import Problem, RequestTooLarge
-from tailrace.model import Status, StreamInfo, validate_stream_id
+from tailrace.model import Offset, Status, StreamInfo, validate_stream_id
 
 _log = logs.get("tailrace.gateway")
 FORMATS = ("bytes", "text")
@@ -86,13 +87,10 @@ async def _body(request: Request, most: int) -> bytes:
     if length.isdigit() and int(length) > most:
         raise RequestTooLarge(told)
     parts = bytearray()
-    try:
-        async for part in request.stream():
-            parts += part
-            if len(parts) > most:
-                raise RequestTooLarge(told)
-    except ClientDisconnect:
-        raise Problem("invalid-json", "The client left before the end of the body") from None
+    async for part in request.stream():
+        parts += part
+        if len(parts) > most:
+            raise RequestTooLarge(told)
     return bytes(parts)
 
 
@@ -177,10 +175,10 @@ class Submission:
         if self.command.handler not in known:
             raise UnknownHandler(f"Unknown handler: {self.command.handler}", known=sorted(known))
 
-    async def claimed(self, start: Any) -> Reader:
+    async def claimed(self, start: str | Offset, receive: Receive) -> Reader:
         """A reader on the run's stream, once a worker has claimed it. Raises `ClaimTimeout`, `RunConflict`, and
         `InvalidInput` or `UnknownFormat` where the worker turned the run down."""
-        reader = await claimed(self._gateway, self.command.stream_id, start)
+        reader = await claimed(self._gateway, self.command.stream_id, start, receive)
         try:
             info = reader.info
             if info.code in REFUSALS:
@@ -196,11 +194,13 @@ class Submission:
         await self._gateway.bounded(self._store.delete(info.stream_id, info.incarnation))
 
 
-async def claimed(gateway: Gateway, stream_id: str, start: Any) -> Reader:
-    """A reader on a stream that is there or queued. Raises `ClaimTimeout` where no worker claims it in time."""
+async def claimed(gateway: Gateway, stream_id: str, start: str | Offset, receive: Receive) -> Reader:
+    """A reader on a stream that is there or queued. Raises `ClaimTimeout` where no worker claims it in time, and
+    what `Gateway.patiently` raises."""
     wait = gateway.settings.claim_timeout
     try:
-        return await gateway.unless_draining(gateway.bounded(gateway.store.open(stream_id, start, wait=wait), wait))
+        opening = gateway.bounded(gateway.store.open(stream_id, start, wait=wait), wait)
+        return await gateway.patiently(opening, receive)
     except StreamNotFound:
         raise ClaimTimeout(f"No worker claimed {stream_id} in {wait:g} s") from None
 
