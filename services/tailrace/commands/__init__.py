@@ -1,0 +1,1 @@
+"""The commands of `tailrace`, one module an idea. `tailrace.cli` names them."""

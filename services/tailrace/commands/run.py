@@ -1,0 +1,79 @@
+"""`run`: start a run at a gateway and stream its body, whatever becomes of the connection or the gateway."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tailrace.commands import options, output
+from tailrace.commands.follow import Follower, new_client
+from tailrace.commands.pipes import Output
+from tailrace.commands.runtime import Stop, Usage, quiet_logs
+from tailrace.commands.runtime import run as run_command
+from tailrace.model import validate_stream_id
+
+
+def run(
+    handler: Annotated[str, typer.Argument(help="The handler that executes it.", show_default=False)],
+    input: Annotated[str, typer.Option("--input", metavar="JSON|@FILE", help="Its input; @- is standard input.")],
+    id: Annotated[str | None, typer.Option("--id", help="The stream's id; the same request again joins it.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="The stream's format.")] = None,
+    ttl: Annotated[float | None, typer.Option("--ttl", help="Seconds to keep it after its last byte.")] = None,
+    gateway: options.GatewayUrl = None,
+    host: options.Host = None,
+    port: options.Port = None,
+) -> int:
+    """Run HANDLER at a gateway and stream what it writes to standard output; 0 if it is done, 1 if it ended badly."""
+    stream_id = validate_stream_id(id if id is not None else secrets.token_hex(9))
+    request: dict[str, Any] = {"id": stream_id, "handler": handler, "input": parse_input(input)}
+    request |= {name: value for name, value in (("format", format), ("ttl", ttl)) if value is not None}
+    where = options.at_gateway(gateway, host, port)
+    quiet_logs(where.settings)
+    url = where.url
+    assert url is not None
+    output.note(f"run {stream_id}")
+
+    async def command(stop: Stop) -> int:
+        sink = Output()
+        async with new_client() as client:
+            follower = Follower(client, lambda: url, stream_id, start=request, notice=_tell)
+            try:
+                async with aclosing(follower.parts()) as parts:
+                    async for part in parts:
+                        await sink.write(part)
+            finally:
+                if stop.signal is not None and follower.incarnation is not None:
+                    output.note(f"{stream_id} goes on; {_resumption(url, follower)}")
+        return output.OK
+
+    return run_command(command)
+
+
+def parse_input(text: str) -> Any:
+    """The value of ``--input``: JSON, or the JSON of a file. Raises `Usage`."""
+    name = text[1:] if text.startswith("@") else None
+    try:
+        if name is not None:
+            text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode()
+        return json.loads(text)
+    except OSError as error:
+        raise Usage(f"Cannot read {name}: {error.strerror}", hint="Pass --input @FILE with a file of JSON.") from None
+    except (ValueError, RecursionError) as error:
+        said = f"--input{f' @{name}' if name else ''} is not JSON: {error}"
+        raise Usage(said, hint="""Write it as --input '{"text": "…"}' or --input @FILE.""") from None
+
+
+def _tell(event: str) -> None:
+    if event == "lost":
+        output.note("the connection broke; reconnecting")
+
+
+def _resumption(url: str, follower: Follower) -> str:
+    position = f"--offset {follower.offset} --incarnation {follower.incarnation}"
+    return f"continue with: tailrace read {follower.stream_id} --gateway {url} {position}"
