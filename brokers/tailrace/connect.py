@@ -67,7 +67,7 @@ async def _memory(url: str, rest: str, options: StoreOptions) -> LogStore:
 async def _embedded(url: str, rest: str, options: StoreOptions) -> LogStore:
     from tailrace.embedded import EmbeddedOptions, attach
 
-    directory = Path(unquote(rest)).expanduser() if rest else None
+    directory = Path(unquote(rest)) if rest else None
     embedded = await attach(directory, EmbeddedOptions(sync_always=True) if options.sync_always else None)
     try:
         return await _open_jetstream(embedded.url, options, lambda: embedded.url, embedded.close)

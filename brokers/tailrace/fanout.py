@@ -234,22 +234,25 @@ class TailReader:
 
     def take_bytes(self, max_bytes: int = 256 * 1024) -> bytes:
         """The bytes since the last take as one body, whole chunks, about ``max_bytes`` at most. Raises `SlowReader`."""
+        while True:
+            body = self._take_part(max_bytes)
+            if not self._skip:
+                return body
+            cut, self._skip = self._skip, max(0, self._skip - len(body))
+            if cut < len(body) or self._index == len(self._tail.chunks):
+                return body[cut:]
+
+    def _take_part(self, max_bytes: int) -> bytes:
         ends, start = self._tail.ends, self._index
+        before = ends[start - 1] if start else 0
         if start == len(ends):
             self._advance(0)
-            return b""
-        if ends[-1] - (ends[start - 1] if start else 0) <= max_bytes:
+        elif ends[-1] - before <= max_bytes:
             self._advance(None)
         else:
-            limit = (ends[start - 1] if start else 0) + max_bytes
-            self._advance(max(1, bisect_right(ends, limit) - start))
+            self._advance(max(1, bisect_right(ends, before + max_bytes) - start))
         chunks = self._tail.chunks
-        body = chunks[start] if self._index - start == 1 else b"".join(chunks[start : self._index])
-        if self._skip:
-            cut = self._skip
-            self._skip = max(0, cut - len(body))
-            return body[cut:]
-        return body
+        return chunks[start] if self._index - start == 1 else b"".join(chunks[start : self._index])
 
     def _advance(self, max_entries: int | None) -> int:
         if self._aborted is not None:

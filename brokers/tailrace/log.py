@@ -67,8 +67,8 @@ class Log(Protocol):
     def lasts(self) -> AsyncIterator[Stored]:
         """The last record of every stream."""
 
-    async def count(self) -> int:
-        """How many streams are there (not deleted, not expired), where a limit asks for it."""
+    async def count(self, below: int) -> int:
+        """How many streams are there (not deleted, not expired), counted no further than ``below``."""
 
     async def write_segments(self, stream_id: str, incarnation: Incarnation, segments: Sequence[bytes]) -> None:
         """Store the sealed stream, once: a second writer changes nothing."""

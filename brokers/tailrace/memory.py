@@ -33,7 +33,7 @@ class MemoryBroker:
         self.followers: dict[str, set[_Following]] = {}
         self.beats: dict[str, tuple[int, bytes]] = {}
         self.beat_followers: set[_BeatFollowing] = set()
-        self.runs = MemoryRunQueue()
+        self.runs = MemoryRunQueue(self.now)
         self.max_total_bytes = max_total_bytes
         self.total_bytes = 0
         self._position = 0
@@ -113,7 +113,7 @@ class MemoryLog:
             if log:
                 yield log[-1]
 
-    async def count(self) -> int:
+    async def count(self, below: int) -> int:
         gone = (Kind.TOMBSTONE, Kind.EXPIRY)
         return sum(1 for log in self._broker.logs.values() if log and log[-1].record.kind not in gone)
 

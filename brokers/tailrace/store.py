@@ -17,6 +17,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -26,6 +27,7 @@ from tailrace.contracts import Capabilities, Reader, RunQueue
 from tailrace.errors import (
     BrokerUnavailable,
     LeaseRequired,
+    StreamFinalized,
     StreamSuperseded,
     TailraceError,
     TooManyStreams,
@@ -149,10 +151,10 @@ class LogStore:
 
     async def _is_full(self) -> bool:
         most = self.limits.max_streams
-        if most is None or await self.log.count() < most:
+        if most is None or await self.log.count(most) < most:
             return False
         await self.collect()
-        return await self.log.count() >= most
+        return await self.log.count(most) >= most
 
     async def collect(self) -> None:
         """Write the expiry of every stream whose time has passed; where nobody reads or asks, nobody else does."""
@@ -165,10 +167,14 @@ class LogStore:
         lease = acquisition.lease
         if lease is not None:
             self.tails.wrote(stream_id, state.position)
-            if decide.owns(state, lease):  # not where it was ended, or taken over, before its claim was confirmed
-                self._leases[stream_id] = lease
-                self._writers[lease.token] = self._writer(lease, state)
+            self._take_up(lease, state)
         return acquisition
+
+    def _take_up(self, lease: Lease, state: State) -> None:
+        """Serve a lease that was won, unless its stream was ended or taken over before that was known."""
+        if decide.owns(state, lease):
+            self._leases[lease.stream_id] = lease
+            self._writers[lease.token] = self._writer(lease, state)
 
     async def _disown(self, election: asyncio.Task[Acquisition | Lease | None]) -> None:
         """Who asked for a lease gave up: if there proves to be one, nobody serves it. End its stream."""
@@ -237,15 +243,10 @@ class LogStore:
         ending = decide.ending(status, error, code)
         writer = self._writers.get(lease.token) if lease is not None else self._own_writer(stream_id)
         if writer is None or writer.lease.stream_id != stream_id:
-            held = lease or self._leases.get(stream_id)
-            state = await self._bounded(self._current(stream_id))
-            if held is None:
-                if decide.has_ended(state, stream_id):
-                    return
-                raise LeaseRequired(f"This store did not acquire {stream_id}, and no lease was given")
-            if not decide.finalizes(state, held):
-                return
-            writer = await self._writer_of(stream_id, held)
+            try:
+                writer = await self._writer_of(stream_id, lease)
+            except (StreamFinalized, StreamSuperseded):
+                return  # the first ending wins
         await writer.finish(ending)
 
     # ---------------------------------------------------------------- reading
@@ -280,7 +281,7 @@ class LogStore:
         info = decide.info(state, stream_id)
         if info.status is Status.MISSING and (command := await self._runs.find(stream_id)) is not None:
             run = RunRef(command.handler, command.digest, command.id, command.policy)
-            return StreamInfo(stream_id, Status.QUEUED, run=run)
+            return replace(info, status=Status.QUEUED, code=None, message=None, run=run)
         return info
 
     async def streams(self) -> AsyncIterator[StreamInfo]:
@@ -326,7 +327,8 @@ class LogStore:
             self.sealer.offer(stream_id)
             return None
         lease = Lease(stream_id, record.incarnation, record.epoch)
-        self._leases[stream_id] = lease
+        # its writer is made now: appends that are called at once must not race to make it
+        self._take_up(lease, await insist(partial(self._state, stream_id)))
         return lease
 
     async def _act(self, stream_id: str, decision: Callable[[State], Record | None]) -> Record | None:

@@ -93,24 +93,9 @@ def require_stream(state: State, stream_id: str) -> None:
         raise StreamFinalized(f"Stream already finalized: {stream_id}")
 
 
-def has_ended(state: State, stream_id: str) -> bool:
-    """Whether the stream has its ending. Raises `StreamNotFound` where there is no stream."""
-    if state.phase in (Phase.VACANT, Phase.GONE):
-        raise StreamNotFound(f"Stream not found: {stream_id}")
-    return state.phase is not Phase.LIVE
-
-
 def owns(state: State, lease: Lease) -> bool:
     """Whether the lease holds: its stream lives in its incarnation and epoch."""
     return state.phase is Phase.LIVE and (state.incarnation, state.epoch) == (lease.incarnation, lease.epoch)
-
-
-def finalizes(state: State, lease: Lease) -> bool:
-    """Whether a finalize has something to write; False is a no-op (ended, or superseded: the first wins).
-    Raises `StreamNotFound` for a stream that is not there."""
-    if state.phase in (Phase.VACANT, Phase.GONE):
-        raise StreamNotFound(f"Stream not found: {lease.stream_id}")
-    return owns(state, lease)
 
 
 def chunks(
@@ -189,7 +174,7 @@ def expiry(state: State, stream_id: str, nonce: str, now_ms: int) -> Record | No
         return None
     at = (state.incarnation, state.epoch, state.entries, state.bytes)
     if state.expires_ms is not None and now_ms >= state.expires_ms:
-        return Record(Kind.EXPIRY, stream_id, *at, nonce, ending=state.ending)
+        return Record(Kind.EXPIRY, stream_id, *at, nonce, claim=state.claim, ending=state.ending)
     if state.too_old_ms is not None and now_ms >= state.too_old_ms:
         return takeover(state, stream_id, nonce, None, TOO_OLD)
     return None
@@ -208,7 +193,7 @@ def tombstone(state: State, stream_id: str, nonce: str, incarnation: Incarnation
     if incarnation is not None and incarnation != state.incarnation:
         return None
     at = (state.incarnation, state.epoch, state.entries, state.bytes)
-    return Record(Kind.TOMBSTONE, stream_id, *at, nonce)
+    return Record(Kind.TOMBSTONE, stream_id, *at, nonce, claim=state.claim)
 
 
 class Outcome(Enum):

@@ -214,7 +214,14 @@ def _tombstone(state: State, record: Record, time_ms: int) -> tuple[State, Verdi
 
 
 def _gone(state: State, record: Record, time_ms: int, ending: Ending) -> tuple[State, Verdict]:
-    gone = state._replace(phase=Phase.GONE, incarnation=record.incarnation, ending=ending, updated_ms=time_ms)
+    # the claim stays known, so that an accepted run that was deleted is not run again
+    gone = state._replace(
+        phase=Phase.GONE,
+        incarnation=record.incarnation,
+        claim=record.claim or state.claim,
+        ending=ending,
+        updated_ms=time_ms,
+    )
     return gone, Verdict.COUNTS
 
 

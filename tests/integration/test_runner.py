@@ -442,7 +442,6 @@ async def test_a_deleted_run_is_acked_and_never_run_again(store: MemoryStore, ha
     assert gate.begun == 2
 
 
-@pytest.mark.xfail(strict=False, reason="the status `queued` hides the deleted incarnation: see store.status")
 async def test_a_run_deleted_while_its_worker_was_gone_is_never_run(store: MemoryStore, hand: Hand, gate: Gate) -> None:
     dead = MemoryStore(broker=store.broker)
     command = await submit(store, "a", "gate")

@@ -38,6 +38,7 @@ from tailrace.errors import (
     InvalidInput,
     InvalidStreamId,
     RecordError,
+    StreamDeleted,
     TailraceError,
     TooManyStreams,
     TtlTooLong,
@@ -185,6 +186,8 @@ class Runner:
                 if self._draining:
                     return await self._put_back(run, 0)
                 await asyncio.sleep(getattr(error, "retry_after", self._interval))
+            except StreamDeleted:  # this command's run was here, and is gone
+                return await run.delivery.ack()
             except InvalidStreamId as error:
                 return await self._bury(run.delivery, error.message)
             except Exception as error:  # noqa: BLE001 - one command must not end the subscription that feeds all

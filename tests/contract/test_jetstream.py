@@ -1,0 +1,87 @@
+"""JetStream against the contract kit: on a local nats-server, and (marked ``docker``) on one in a container."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tailrace.connect import StoreOptions, connect
+from tailrace.jetstream import CAPABILITIES, JetStreamOptions, open_jetstream
+from tailrace.model import Limits
+from tailrace.store import LogStore
+from tailrace.testing import MakeStore, StoreContract
+from tailrace.testing.servers import NatsServer
+
+_prefixes = (f"kit{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def docker_url() -> Iterator[str]:
+    yield from nats_in_docker()
+
+
+class OnJetStream(StoreContract):
+    """One server for all tests, and a prefix (streams of its own) for each."""
+
+    capabilities = CAPABILITIES
+
+    @pytest_asyncio.fixture
+    async def make_store(self, server_url: str) -> AsyncIterator[MakeStore]:  # type: ignore[override]
+        jetstream = JetStreamOptions(prefix=next(_prefixes), shards=2)
+        # with the longest retention that any test's limits ask for: a shorter one that exists would be refused
+        await (await open_jetstream(server_url, options=jetstream)).close()
+        stores: list[LogStore] = []
+
+        async def make(limits: Limits | None = None) -> LogStore:
+            options = StoreOptions(limits=limits or Limits(), lease_ttl=2.0, linger=0.0, jetstream=jetstream)
+            stores.append(await connect(server_url, options))
+            return stores[-1]
+
+        yield make
+        for store in stores:
+            await store.aclose()
+
+
+class TestJetStream(OnJetStream):
+    @pytest.fixture
+    def server_url(self, local_url: str) -> str:
+        return local_url
+
+
+@pytest.mark.docker
+class TestJetStreamInDocker(OnJetStream):
+    @pytest.fixture
+    def server_url(self, docker_url: str) -> str:
+        return docker_url
+
+
+def nats_in_docker() -> Iterator[str]:
+    """A JetStream server from its official image, or a skip that says what is missing."""
+    os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")  # read when testcontainers is imported
+    import docker
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    try:
+        docker.from_env().ping()
+    except docker.errors.DockerException:
+        pytest.skip("no Docker engine answers: install Docker, or start it")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    container = DockerContainer("nats:2.12-alpine").with_command(["-js", "-sd", "/tmp/nats"])
+    container.with_bind_ports(4222, port)
+    container.waiting_for(LogMessageWaitStrategy("Server is ready").with_startup_timeout(60))
+    with container:
+        yield f"nats://127.0.0.1:{port}"
