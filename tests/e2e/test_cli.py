@@ -122,6 +122,8 @@ def test_publish_and_read_go_on_through_a_killed_broker(cli: Any, server: NatsSe
     assert publisher.wait() == 0
     assert got + reader.stdout.read() == b"before, meanwhile, after"
     assert reader.wait() == 0
+    assert reader.stderr.read() == b""
+    assert publisher.stderr.read() == b"tailrace: published a: 24 bytes in 3 chunks\n"
 
 
 def test_a_reader_that_leaves_ends_the_read_quietly(cli: Any, server: NatsServer) -> None:

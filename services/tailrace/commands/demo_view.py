@@ -29,12 +29,10 @@ class _Bar(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         filled = int(WIDTH * task.completed / (task.total or 1))
-        bar = Text()
-        for index in range(WIDTH):
-            if index in self.marks:
-                bar.append(self.marks[index], "bold red")
-            else:
-                bar.append("━", "green" if index < filled else "bright_black")
+        bar = Text("".join(self.marks.get(index, "━") for index in range(WIDTH)), "bright_black")
+        bar.stylize("green", 0, filled)
+        for index in self.marks:
+            bar.stylize("bold red", index, index + 1)
         return bar
 
 

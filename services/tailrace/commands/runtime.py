@@ -106,5 +106,4 @@ async def opened(settings: Settings, *, shared: bool = True) -> AsyncIterator[Lo
 
 def quiet_logs(settings: Settings) -> None:
     """The logs of a command that a person or a script runs: what it has to say, it says itself."""
-    level = "debug" if settings.log_level == "debug" else "error"
-    logs.configure(level, settings.log_format)
+    logs.configure("debug" if settings.log_level == "debug" else "error", settings.log_format)

@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,7 +57,7 @@ def worker(store: options.Store = None, handlers: Handlers = None, slots: Slots 
     return run(lambda stop: _serve(settings, stop, found, with_gateway=False))
 
 
-def _load(**arguments: object) -> Settings:
+def _load(**arguments: Any) -> Settings:
     settings = load(**arguments)
     logs.configure(settings.log_level, settings.log_format)
     return settings
@@ -142,18 +142,17 @@ async def _listening(server: GatewayServer) -> asyncio.Task[None]:
 
 async def _drain(services: list[GatewayServer], workers: list[Worker], asked: _Asked) -> None:
     """Drain all at once; the next signal ends the wait."""
-    draining = [asyncio.ensure_future(one.drain_and_stop()) for one in services]
-    draining += [asyncio.ensure_future(one.drain()) for one in workers]
-    hurry = asyncio.create_task(asked.now.wait())
-    all_drained = asyncio.gather(*draining)
-    await asyncio.wait([all_drained, hurry], return_when=asyncio.FIRST_COMPLETED)
-    if not all_drained.done():
-        for one in services:
-            one.handle_exit(0, None)  # the first call drains, which it does already; the next forces
-            one.handle_exit(0, None)
-        all_drained.cancel()
+    drained = asyncio.gather(*(one.drain_and_stop() for one in services), *(one.drain() for one in workers))
+    hurry = asyncio.ensure_future(asked.now.wait())
+    waiting: set[asyncio.Future[Any]] = {drained, hurry}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if not drained.done():
+        for server in services:
+            server.handle_exit(0, None)  # the first call drains, which it does already; the next forces
+            server.handle_exit(0, None)
+        drained.cancel()
     hurry.cancel()
-    await asyncio.gather(all_drained, return_exceptions=True)
+    await asyncio.gather(drained, return_exceptions=True)
 
 
 def _ready(settings: Settings, services: list[GatewayServer], workers: list[Worker]) -> str:
