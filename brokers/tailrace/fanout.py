@@ -43,6 +43,7 @@ class Tail:
         self.readers: set[TailReader] = set()
         self._waiters: set[asyncio.Future[None]] = set()
         self.on_gap = on_gap
+        self._told = 0  # how many chunks the readers have heard of
         self._ahead: dict[int, Stored] = {}
         self._is_fresh = True  # nothing was loaded yet
 
@@ -145,8 +146,14 @@ class Tail:
         for waiter in tuple(self._waiters):
             if not waiter.done():
                 waiter.set_result(None)
+        start, end = self._told, len(self.chunks)
+        self._told = end
+        part = b""
+        if start < end and self.ending is None and self.readers:  # joined once for all who are at its start
+            part = self.chunks[start] if end - start == 1 else b"".join(self.chunks[start:end])
         for reader in tuple(self.readers):
-            reader.wake()
+            if not part or not reader.offer(start, end, part):
+                reader.wake()
 
     async def bound(self) -> None:
         """Return once the tail has an incarnation."""
@@ -182,6 +189,7 @@ class TailReader:
         "_lag_from",
         "_max_lag",
         "_on_close",
+        "_sink",
         "_skip",
         "_slow",
         "_tail",
@@ -194,6 +202,7 @@ class TailReader:
         self._max_lag = max_lag
         self._on_close = on_close
         self._callback: Callable[[], None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self._future: asyncio.Future[None] | None = None
         self._closed = False
         self._slow = False
@@ -285,6 +294,19 @@ class TailReader:
 
     def on_wake(self, callback: Callable[[], None] | None) -> None:
         self._callback = callback
+
+    def on_bytes(self, sink: Callable[[bytes], bool] | None) -> None:
+        self._sink = sink
+
+    def offer(self, start: int, end: int, part: bytes) -> bool:
+        """Give the entries from ``start`` to ``end``, joined, to the sink; False where it has to be woken instead."""
+        if self._sink is None or self._index != start or self._skip or self._slow or self._aborted is not None:
+            return False
+        if not self._sink(part):
+            return False
+        self._index = end
+        self._lag_from = self._tail.ends[-1]
+        return True
 
     def wake(self) -> None:
         """The tail has grown or ended."""

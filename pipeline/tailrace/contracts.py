@@ -55,11 +55,12 @@ class Reader(Protocol):
     def cursor(self) -> str:
         """The cursor after the last entry taken."""
 
-    def take(self) -> list[Entry]:
-        """Everything since the last take, possibly nothing."""
+    def take(self, max_entries: int | None = None) -> list[Entry]:
+        """Everything since the last take (or at most ``max_entries``), possibly nothing."""
 
-    def take_bytes(self) -> bytes:
-        """The same as one body: the joined bytes since the last take (a leading part skipped for an `Offset`)."""
+    def take_bytes(self, max_bytes: int = 256 * 1024) -> bytes:
+        """The same as one body: the joined bytes since the last take, about ``max_bytes`` at most (a leading part
+        skipped for an `Offset`); empty where there is nothing."""
 
     async def wait(self) -> None:
         """Return when there may be something to take, or an ending."""
@@ -67,6 +68,10 @@ class Reader(Protocol):
     def on_wake(self, callback: Callable[[], None] | None) -> None:
         """Call ``callback`` (synchronously, never re-entrantly from take) each time there is something to take, in
         place of `wait`: the gateway's fast path."""
+
+    def on_bytes(self, sink: Callable[[bytes], bool] | None) -> None:
+        """Offer new bytes to ``sink`` as they come, whenever everything before them was taken. Where it says True they
+        count as taken; where it says False the reader is woken as without it."""
 
     def close(self) -> None:
         """Leave. Idempotent; ends a pending wait."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -42,8 +41,7 @@ class Kind(StrEnum):
     TOMBSTONE = "tombstone"  # deleted
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record. ``entries`` and ``bytes`` say where in the stream it starts; ``nonce`` tells this record from a
     look-alike, so that its writer knows its own again after a lost acknowledgement."""
 

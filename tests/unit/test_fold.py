@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count, pairwise, product
 
 import pytest
@@ -108,8 +107,7 @@ def _legal(record: Record) -> Record:
         ending = ending or DONE
     elif kind in (Kind.CHUNKS, Kind.TOMBSTONE):
         ending = None
-    return replace(
-        record,
+    return record._replace(
         chunks=record.chunks if kind is Kind.CHUNKS else (),
         claim=record.claim if kind in (Kind.CLAIM, Kind.TAKEOVER) else None,
         ending=ending,

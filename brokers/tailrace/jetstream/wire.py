@@ -31,13 +31,14 @@ def header_block(headers: Mapping[str, str], expected: int | None = None) -> byt
 
 def parse_headers(block: bytes | None) -> dict[str, str]:
     """Decode a header block; what is not a header is left out."""
-    headers: dict[str, str] = {}
-    if block is not None:
-        for line in block.decode("utf-8", "replace").split("\r\n")[1:]:
-            name, colon, value = line.partition(":")
-            if colon:
-                headers[name] = value.strip()
-    return headers
+    if block is None:
+        return {}
+    lines = block.decode("utf-8", "replace").split("\r\n")
+    try:
+        return dict([line.split(": ", 1) for line in lines[1:-2]])  # type: ignore[arg-type, misc, unused-ignore]
+    except ValueError:  # not as the server and this adapter write them
+        pairs = [line.partition(":") for line in lines[1:]]
+        return {name: value.strip() for name, colon, value in pairs if colon}
 
 
 def status(block: bytes | None) -> int:

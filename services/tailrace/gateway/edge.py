@@ -27,7 +27,7 @@ import struct
 from asyncio.events import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import httptools
@@ -43,6 +43,12 @@ ABORT, CUT, BUFFERED, WRITE = "tailrace.abort", "tailrace.cut", "tailrace.buffer
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 _REFUSED_LINGER_S = 2.0
 _MAX_PIPELINED = 64  # requests that wait behind the one that is answered
+
+
+@lru_cache(maxsize=1)
+def _framed(part: bytes) -> bytes:
+    """``part`` as a chunk of a chunked body. Readers of one stream get the same part one after another."""
+    return b"%x\r\n%b\r\n" % (len(part), part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,8 @@ class EdgeProtocol(HttpToolsProtocol):
             return False
         if not cycle.response_started or not cycle.chunked_encoding:
             return False
-        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        if part:  # an empty one would be the final chunk
+            self.transport.write(_framed(part))
         return True
 
     # The request

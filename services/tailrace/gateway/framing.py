@@ -46,6 +46,10 @@ class Framing(Protocol):
     """What a streaming response asks of the format of its body."""
 
     @property
+    def raw(self) -> bool:
+        """Whether the body is the stored bytes as they are."""
+
+    @property
     def keepalive(self) -> bytes | None:
         """What may be sent in silence, None where nothing may."""
 
@@ -62,6 +66,7 @@ class Framing(Protocol):
 class Raw:
     """The stored bytes, unchanged. Only a ``done`` stream has a clean end."""
 
+    raw = True
     keepalive = None
 
     def take(self, reader: Reader) -> bytes:
@@ -78,6 +83,7 @@ class Sse:
     """SSE frames. ``text``: whether the content is text. A take gives about 64 KiB, so that a long history neither
     delays its own first event nor holds up the process; what else it took waits here."""
 
+    raw = False
     keepalive = KEEPALIVE
 
     def __init__(self, text: bool) -> None:

@@ -100,11 +100,14 @@ class StreamResponse(Response):
         self._gateway.responses.add(self)
         self._drain = self._gateway.draining
         self._reader.on_wake(self._grown)
+        if self._framing.raw and self._write is not None:
+            self._reader.on_bytes(self._sink)
         try:
             await self._pump(send, extensions.get("tailrace.cut"))
         finally:
             self._gateway.responses.discard(self)
             self._reader.on_wake(None)
+            self._reader.on_bytes(None)
             watch.cancel()
             if timer is not None:
                 timer.cancel()
@@ -163,6 +166,11 @@ class StreamResponse(Response):
     def _wake(self) -> None:
         if self._sleep is not None and not self._sleep.done():
             self._sleep.set_result(None)
+
+    def _sink(self, part: bytes) -> bool:
+        """Write new bytes at once, as they are; False where the loop has something to do first."""
+        sleep, write = self._sleep, self._write
+        return sleep is not None and not sleep.done() and write is not None and write(part)
 
     def _grown(self) -> None:
         """The stream has more, or its ending."""
