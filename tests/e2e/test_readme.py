@@ -9,7 +9,7 @@ empty folder with a home of its own:
 ``sh run``             a shell script; each of its commands must succeed (curl: with a status below 400)
 ``sh serve``           a service; it must say that it is ready, and stays up for the blocks behind it
 ``sh make``            ``make`` targets: dry here, and the demo for real in the slow suite
-``text output``        what the block before it prints, exactly
+``text output``        what the block before it prints
 ``text``               a picture; it holds no commands
 =====================  ================================================================================
 
@@ -31,12 +31,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from tailrace.cli import app
+from tailrace.gateway import create_app
 from tailrace.gateway.problems import STATUS
+from tailrace.memory import MemoryStore
+from tailrace.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -89,7 +93,6 @@ class Bench:
                 "XDG_DATA_HOME": str(home / "data"),
                 "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
                 "TAILRACE_PORT": str(self.port),
-                "PYTHONWARNINGS": "error",
             }
         )
 
@@ -170,7 +173,7 @@ def play(block: Block, bench: Bench, printed: str) -> str:
                 dry = ["make", "--dry-run", "--directory", str(ROOT), *shlex.split(line)[1:]]
                 assert "python" in bench.run(*dry)
         case ["text", "output"]:
-            assert printed == block.text
+            assert printed.rstrip("\n") == block.text.rstrip("\n")
         case ["text"]:
             assert COMMAND.search(text) is None, "a command in a block that is not run"
         case _:
@@ -262,6 +265,23 @@ def test_the_readme_names_every_command_and_no_other() -> None:
     listed = set(re.findall(r"^\| `tailrace ([a-z]+)` \|", text, re.MULTILINE))
     assert listed == commands()
     assert named | used <= commands()
+
+
+async def test_the_handler_of_the_page_on_handlers_works() -> None:
+    found = blocks((ROOT / "docs" / "handlers.md").read_text(encoding="utf-8"))
+    assert [block.info for block in found] == ["python", "python"]
+    names: dict[str, Any] = {"__name__": "page"}
+    exec("\n".join(block.text for block in found), names)
+    await names["test_it_counts"]()
+
+
+async def test_the_page_on_http_has_every_route() -> None:
+    text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`((?:GET|HEAD|POST|DELETE) /[^`?]*)`", text.partition("## Start")[0]))
+    async with MemoryStore() as store:
+        paths = create_app(store, Settings(_env_file=None)).api.openapi()["paths"]
+    described = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert listed == described | {"HEAD /v1/runs/{id}", "GET /docs", "GET /openapi.json"}
 
 
 def test_the_page_on_http_has_every_code_with_its_status() -> None:
