@@ -26,6 +26,8 @@ from tailrace.log import Beats, Following
 logger = logging.getLogger("tailrace.members")
 
 MOST_NAMED = 4096  # quiet streams in one beat, so that a beat stays a small message; the others wait for the next
+HURRIED = 3  # quick beats after hearing begins
+
 Quiet = list[tuple[str, int]]  # (key of a stream, position of its last record)
 
 
@@ -43,6 +45,7 @@ class Membership:
         self._handlers: Mapping[str, Any] = {}
         self._free_slots: Callable[[], int] = lambda: 0
         self._number = 0
+        self._hurried = HURRIED
         self._settled = asyncio.Event()
         self._following: Following | None = None
         self._task: asyncio.Task[None] | None = None
@@ -66,8 +69,9 @@ class Membership:
     async def _run(self) -> None:
         while True:
             await self._beat()
-            # the first beats come quickly, so that a fresh process is soon able to judge who is there
-            pause = self.interval if self._number > 2 else min(0.1, self.interval)
+            # the first beats come quickly, so that a process that begins to hear is soon able to judge who is there
+            self._hurried = max(0, self._hurried - 1)
+            pause = min(0.1, self.interval) if self._hurried else self.interval
             try:
                 await asyncio.wait_for(self._now.wait(), pause)
             except TimeoutError:
@@ -123,6 +127,7 @@ class Membership:
         """Hearing was broken: nobody is judged on what was not heard, and what came meanwhile is read."""
         self._liveness.restart()
         self._settled.clear()
+        self._hurried = HURRIED
         self._now.set()
         self.on_missed(None)
 
