@@ -19,6 +19,7 @@ Port 8080 stands for a free one.
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -222,6 +223,17 @@ def test_every_fence_is_closed_and_every_table_is_even() -> None:
         for table in re.findall(r"(?:^\|.*\|\n)+", FENCE.sub("", text), re.MULTILINE):
             widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
             assert len(widths) == 1, f"{page.name}: a table with rows of {sorted(widths)} bars\n{table}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_is_python_that_imports_what_there_is(page: Path) -> None:
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.info.split()[:1] != ["python"]:
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tailrace"):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 
 
 def links(page: Path) -> Iterator[str]:
