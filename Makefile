@@ -30,7 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 docs: $(STAMP)
-	$(BIN)/python -m pytest -q tests/unit/test_docs_limits.py tests/e2e/test_readme.py
+	$(BIN)/python -m pytest -q -m 'not slow' tests/unit/test_docs_limits.py tests/e2e/test_readme.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

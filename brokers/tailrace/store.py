@@ -278,6 +278,8 @@ class LogStore:
         state = self.tails.state(stream_id)
         if state is None:
             state = await self._bounded(self._current(stream_id))
+        if self._is_lost(state):  # nobody may be reading it: then this is who notices
+            self._suspect(stream_id, state)
         info = decide.info(state, stream_id)
         if info.status is Status.MISSING and (command := await self._runs.find(stream_id)) is not None:
             run = RunRef(command.handler, command.digest, command.id, command.policy)
@@ -381,12 +383,16 @@ class LogStore:
     def _tick(self) -> None:
         """An own heartbeat came back: who is lost, and which of the followed streams does that end?"""
         for tail in self.tails.live():
-            owner = tail.state.owner
-            if owner is None or tail.stream_id in self._ending or not self._members.is_lost(owner):
-                continue
-            if decide.ends_when_lost(tail.state):
-                self._ending.add(tail.stream_id)
-                self._spawn(self._end_lost(tail.stream_id, owner, tail.state))
+            if self._is_lost(tail.state):
+                self._suspect(tail.stream_id, tail.state)
+
+    def _is_lost(self, state: State) -> bool:
+        return decide.ends_when_lost(state) and state.owner is not None and self._members.is_lost(state.owner)
+
+    def _suspect(self, stream_id: str, state: State) -> None:
+        if stream_id not in self._ending and state.owner is not None:
+            self._ending.add(stream_id)
+            self._spawn(self._end_lost(stream_id, state.owner, state))
 
     async def _end_lost(self, stream_id: str, owner: str, judged: State) -> None:
         """End a stream whose owner is lost, unless a newer record of the owner withdraws the judgement."""

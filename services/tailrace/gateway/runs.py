@@ -185,7 +185,7 @@ class Runs:
             await self._gateway.bounded(ending)
         else:
             await self._gateway.bounded(self._store.takeover(info.stream_id, info.epoch, CANCELLED))
-        _log.info("run cancelled", **logs.of(info))
+        _log.info("cancel-accepted", **logs.of(info))
 
     async def delete(self, id: str) -> Response:
         info = await self._require(id)
@@ -194,7 +194,7 @@ class Runs:
             info = await self._require(id)
         if not await self._gateway.bounded(self._store.delete(id, info.incarnation)):
             raise StreamNotFound(f"Stream not found: {id}")
-        _log.info("stream deleted", **logs.of(info))
+        _log.info("stream-deleted", **logs.of(info))
         if info.status is Status.STREAMING and info.owner is not None and self._is_served(info):
             await self._gateway.bounded(self._store.runs.cancel(info.owner, id))
         return Response(status_code=204, headers=NO_STORE)
@@ -220,9 +220,10 @@ def _headers(info: StreamInfo, position: Position) -> list[tuple[str, str]]:
     kept = [(name, value) for name, value in info.headers if name.lower() not in _OURS and _is_clean(name + value)]
     told = {name.lower() for name, _ in kept}
     added = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
-    content_type = info.content_type or "application/octet-stream"
+    stored = info.content_type or ""
+    content_type = stored if stored and _is_clean(stored) else "application/octet-stream"
     return [
-        ("content-type", EVENT_STREAM if position.sse or not _is_clean(content_type) else content_type),
+        ("content-type", EVENT_STREAM if position.sse else content_type),
         *kept,
         *((name, value) for name, value in added.items() if name not in told),
         ("x-resumable-stream-id", info.stream_id),

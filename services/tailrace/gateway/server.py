@@ -118,7 +118,7 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
-        _log.info("gateway listens", host=self.config.host, port=self.bound_port)
+        _log.info("gateway-listens", host=self.config.host, port=self.bound_port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.begin_drain()
@@ -136,11 +136,11 @@ class GatewayServer(uvicorn.Server):
             return
         self.server_state.draining = True
         self.ready.clear()
-        _log.info("gateway drains", connections=len(self.server_state.connections))
+        _log.info("gateway-drains", connections=len(self.server_state.connections))
         try:
             self._on_drain()
         except Exception as error:  # noqa: BLE001 - the stop goes on whatever the app does
-            _log.error("on_drain failed", exc_info=error)
+            _log.error("on-drain-failed", exc_info=error)
 
     async def drain_and_stop(self) -> None:
         """Drain, and return when `serve` has ended (at once if it never began)."""

@@ -154,11 +154,11 @@ class StreamResponse(Response):
     def _end(self, ending: Ending) -> bytes | None:
         last = self._framing.end(self._reader, ending)
         if last is None:
-            _log.info("body cut", reason=ending.code, **logs.of(self._reader.info))
+            _log.info("body-cut", reason=ending.code, **logs.of(self._reader.info))
         return last
 
     def _stop(self, error: TailraceError) -> bytes | None:
-        _log.info("reader stopped", reason=error.code, **logs.of(self._reader.info))
+        _log.info("reader-stopped", reason=error.code, **logs.of(self._reader.info))
         return self._framing.stop(self._reader, error)
 
     # ------------------------------------------------------------ waking
@@ -199,7 +199,7 @@ class StreamResponse(Response):
         if self._lag_from is None:
             self._lag_from = grown
         elif grown - self._lag_from > self._gateway.store.limits.max_reader_lag_bytes and self._abort is not None:
-            _log.info("reader aborted", reason=SlowReader.code, **logs.of(self._reader.info))
+            _log.info("reader-aborted", reason=SlowReader.code, **logs.of(self._reader.info))
             abort, self._abort, self._gone = self._abort, None, True
             abort()
 

@@ -147,7 +147,7 @@ class Submission:
             return
         await self._require_handler()
         self._compare((await self._gateway.bounded(self._store.runs.submit(self.command))).digest)
-        _log.info("run accepted", stream=self.command.stream_id, handler=self.command.handler)
+        _log.info("run-accepted", stream=self.command.stream_id, handler=self.command.handler)
 
     async def _is_there(self) -> bool:
         info = await self._gateway.bounded(self._store.status(self.command.stream_id))

@@ -19,7 +19,14 @@ from typing import Any, Protocol
 import structlog
 
 from tailrace.contracts import Command, Delivery, StreamStore
-from tailrace.errors import BrokerError, StreamFinalized, StreamNotFound, StreamSuperseded, TailraceError
+from tailrace.errors import (
+    BrokerError,
+    StorageFull,
+    StreamFinalized,
+    StreamNotFound,
+    StreamSuperseded,
+    TailraceError,
+)
 from tailrace.model import Ending, Lease, Status
 from tailrace.worker.handlers import Handler, RunContext, pieces
 from tailrace.worker.outlet import Outlet, OutletClosed
@@ -151,7 +158,7 @@ class Run:
                 )
             except StreamNotFound:
                 return
-            except BrokerError as error:  # a lease that this process holds must not be left without an ending
+            except (BrokerError, StorageFull) as error:  # a lease that this process holds must not be left unended
                 log.warning("ending-not-stored", error=error.message, **self.facts(lease))
                 await asyncio.sleep(getattr(error, "retry_after", 1.0))
             else:

@@ -38,6 +38,7 @@ from tailrace.errors import (
     InvalidInput,
     InvalidStreamId,
     RecordError,
+    StorageFull,
     StreamDeleted,
     TailraceError,
     TooManyStreams,
@@ -182,7 +183,7 @@ class Runner:
         while True:
             try:
                 return await self._judge(run)
-            except (BrokerUnavailable, TooManyStreams) as error:  # an accepted run runs: as soon as it can be claimed
+            except (BrokerUnavailable, TooManyStreams, StorageFull) as error:  # it runs as soon as it can be claimed
                 if self._draining:
                     return await self._put_back(run, 0)
                 await asyncio.sleep(getattr(error, "retry_after", self._interval))
