@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -54,4 +55,10 @@ async def services(broker: Broker, tmp_path: Path) -> AsyncIterator[Services]:
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with new_client() as running:
+        yield running
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as running:
         yield running

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
 
-from tailrace.testing.clients import HttpReader, sample_text, start_run, status_of
-from tailrace.testing.processes import Services, until
+from tailrace.testing.clients import HttpReader, Reading, sample_text, start_run, status_of
+from tailrace.testing.processes import Services
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -18,7 +19,9 @@ LEASE_TTL = 2
 
 
 @pytest.mark.parametrize("way", ["killed", "stopped"])
-async def test_no_live_answer_is_ended(broker: Any, services: Services, client: httpx.AsyncClient, way: str) -> None:
+async def test_no_live_answer_is_ended(
+    broker: Any, services: Services, client: httpx.AsyncClient, way: str, stack: AsyncExitStack
+) -> None:
     gateways = [services.gateway(LEASE_TTL=LEASE_TTL, REQUEST_TIMEOUT=1) for _ in range(2)]
     worker = services.worker(LEASE_TTL=LEASE_TTL)
     await services.start(*gateways, worker)
@@ -31,8 +34,8 @@ async def test_no_live_answer_is_ended(broker: Any, services: Services, client: 
         for gateway in gateways
         for sse in (False, True)
     ]
-    reading = [asyncio.create_task(reader.run()) for reader in readers]
-    await until(lambda: all(reader.data for reader in readers), "every reader has a first byte")
+    reading = await stack.enter_async_context(Reading(*readers))
+    await reading.begun()
 
     if way == "killed":
         broker.kill()
@@ -40,7 +43,7 @@ async def test_no_live_answer_is_ended(broker: Any, services: Services, client: 
         broker.pause()
     refused = await client.post(f"{gateways[0].url}/v1/runs", json={"handler": "echo", "input": {"text": "new"}})
     await asyncio.sleep(3 * LEASE_TTL)  # the absence itself
-    assert not any(task.done() for task in reading)
+    assert not reading.any_over
     at = {reader: len(reader.data) for reader in readers}
     if way == "killed":
         await asyncio.to_thread(broker.start)
@@ -51,10 +54,10 @@ async def test_no_live_answer_is_ended(broker: Any, services: Services, client: 
     assert refused.headers["content-type"] == "application/problem+json"
     assert refused.json()["code"] == "broker-unavailable"
     assert int(refused.headers["retry-after"]) >= 1
-    await until(lambda: all(len(reader.data) > size for reader, size in at.items()), "every reader has gone on")
+    await reading.until(lambda: all(len(reader.data) > size for reader, size in at.items()), "every reader has gone on")
     states = [(await status_of(client, gateways[0].url, run_id))["status"] for run_id in texts]
     assert states == ["streaming"] * STREAMS
-    await asyncio.gather(*reading)
+    await reading.over()
     for reader in readers:
         assert reader.ending == "done"
         assert reader.data == texts[reader.run_id].encode()

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tailrace.testing.clients import HttpReader, sample_text, start_run, status_of
+from tailrace.testing.clients import HttpReader, Reading, sample_text, start_run, status_of
 from tailrace.testing.processes import Service, Services, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
@@ -35,12 +35,12 @@ async def test_readers_of_a_killed_worker_are_told(services: Services, client: h
     await services.start(gateway, worker)
     await start_run(client, gateway.url, "run", ECHO)
     readers = [HttpReader(client, gateway.url, "run", sse=sse) for sse in (False, True)]
-    reading = [asyncio.create_task(reader.run()) for reader in readers]
-    await until(lambda: all(len(reader.data) > 200 for reader in readers), "both readers are well in it")
+    async with Reading(*readers) as reading:
+        await reading.until(lambda: all(len(reader.data) > 200 for reader in readers), "both are well in it")
 
-    worker.kill()
+        worker.kill()
 
-    await asyncio.gather(*reading)
+        await reading.over()
     told = await ended(client, gateway, "run")
     assert (told["status"], told["code"], told["epoch"]) == ("producer-lost", "producer-lost", 2)
     for reader in readers:
@@ -104,11 +104,11 @@ async def test_a_worker_that_slept_past_its_lease_adds_nothing(services: Service
     await services.start(gateway, worker)
     await start_run(client, gateway.url, "run", ECHO)
     reader = HttpReader(client, gateway.url, "run")
-    reading = asyncio.create_task(reader.run())
-    await until(lambda: len(reader.data) > 200, "the reader is well in it")
+    async with Reading(reader) as reading:
+        await reading.until(lambda: len(reader.data) > 200, "the reader is well in it")
 
-    worker.pause()
-    await reading
+        worker.pause()
+        await reading.over()
     told = await ended(client, gateway, "run")
     worker.resume()
     await until(lambda: "run-fenced" in worker.log, "the worker was fenced")

@@ -15,10 +15,13 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
 from typing import Any, Self
 
 import httpx
+
+from tailrace.testing.processes import until
 
 BUSY = frozenset({502, 503, 504})
 PASSING = frozenset({"draining", "slow-reader", "broker-unavailable"})  # errors of a gateway, not of the stream
@@ -122,6 +125,55 @@ class HttpReader:
                 self._last_id = identity
             else:
                 raise Refused(f"{self.run_id}: an event {event}")
+
+
+class Reading:
+    """Readers at work, each as a task. A reader that fails is raised where this is awaited next; leaving ends those
+    that still read."""
+
+    def __init__(self, *readers: HttpReader) -> None:
+        self.readers: list[HttpReader] = []
+        self._tasks: list[asyncio.Task[HttpReader]] = []
+        self.add(*readers)
+
+    def add(self, *readers: HttpReader) -> None:
+        """Let more of them read."""
+        self.readers += readers
+        self._tasks += [asyncio.create_task(reader.run()) for reader in readers]
+
+    @property
+    def any_over(self) -> bool:
+        """Whether one has come to an ending."""
+        return any(task.done() for task in self._tasks)
+
+    async def until(self, condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
+        """Return once the condition holds. Raises what a reader met, and AssertionError after ``timeout`` seconds."""
+
+        def holds() -> bool:
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            return condition()
+
+        await until(holds, what, timeout)
+
+    async def begun(self) -> None:
+        """Return once each has a byte or more."""
+        await self.until(lambda: all(reader.data for reader in self.readers), "every reader has a first byte")
+
+    async def over(self) -> None:
+        """Return when all have come to an ending."""
+        await asyncio.gather(*self._tasks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def sse_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, str, bytes]]:
