@@ -74,10 +74,8 @@ async def commit(log: Log, record: Record, expected: int, *, patient: bool) -> i
             if not (patient or sent):
                 raise
             continue
-        except AppendUnknown:
+        except (AppendUnknown, AppendRefused):
             sent = True
-        except AppendRefused:
-            pass
         except TailraceError:  # a second copy was refused: that says nothing of the first
             if not sent or (position := await _resolve(log, record, expected)) is None:
                 raise

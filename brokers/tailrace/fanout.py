@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from tailrace import decide
 from tailrace.errors import BrokerUnavailable, SlowReader, StreamNotFound, TailraceError
-from tailrace.fold import TRIMMED, State, Verdict, fold
+from tailrace.fold import State, Verdict, fold
 from tailrace.model import Ending, Entry, Incarnation, Limits, Mark, Offset, StreamInfo
 from tailrace.records import Kind, Stored
 
@@ -100,10 +100,10 @@ class Tail:
         """Whether the stream went on to be gone, or to another life, after this tail's."""
         return self.incarnation is not None and not decide.follows(self.state, self.incarnation)
 
-    def trim(self) -> None:
-        """The log lost records that were read from it: this life ends here, for this process's readers."""
+    def end(self, ending: Ending) -> None:
+        """What comes behind cannot be had: this life ends here, for this process's readers."""
         if self.ending is None:
-            self.ending = TRIMMED
+            self.ending = ending
             self._tell()
 
     def close_readers(self, why: TailraceError | None = None) -> None:

@@ -23,7 +23,7 @@ from tailrace import decide
 from tailrace.commit import backoff, insist
 from tailrace.errors import BrokerError, BrokerUnavailable, CursorGone, StreamNotFound, TailraceError, TooManyReaders
 from tailrace.fanout import Tail, TailReader
-from tailrace.fold import State
+from tailrace.fold import DELETED, TRIMMED, State
 from tailrace.log import Following, Log
 from tailrace.model import Limits, Offset
 from tailrace.sealing import Sealer
@@ -259,9 +259,12 @@ class Tails:
         last = await insist(lambda: self._log.last(tail.stream_id))
         if decide.rewound(before, last):
             self._forget(attached)  # who comes now reads what the log has now
-            tail.trim()
+            tail.end(TRIMMED)
         elif last is not None and last.position > tail.state.position:
             tail.load(await insist(lambda: self._log.read(tail.stream_id, tail.state.position)))
+            if decide.outlived(tail.state, last):  # the log dropped how this life went
+                self._forget(attached)
+                tail.end(DELETED)
 
     def wrote(self, stream_id: str, position: int) -> None:
         """This process wrote a record: what it says of the stream from now on must know it."""

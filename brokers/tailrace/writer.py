@@ -211,12 +211,15 @@ class Writer:
                 return
 
     async def _refold(self, sent: Record) -> bool:
-        """Somebody else wrote: fold that, and raise if the lease no longer holds. True if ``sent`` came before it."""
-        landed = False
-        for stored in await insist(lambda: self.log.read(self.lease.stream_id, self.state.position)):
+        """Somebody else wrote: fold the stream anew, from its beginning (the log may have dropped this lease's life).
+        True where ``sent`` came before the others: then only up to there."""
+        records = await insist(lambda: self.log.read(self.lease.stream_id))
+        self.state = State()
+        for stored in records:
             self.state, _ = fold(self.state, stored)
-            landed = landed or stored.record.nonce == sent.nonce
-        return landed
+            if stored.record.nonce == sent.nonce:
+                return True
+        return False
 
     async def _mourn(self) -> None:
         """The broker lost records that it had acknowledged: what follows cannot be told truthfully. End it."""

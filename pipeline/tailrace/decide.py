@@ -148,6 +148,11 @@ def rewound(state: State, last: Stored | None) -> bool:
     return state.position > 0 and (last is None or last.position < state.position)
 
 
+def outlived(state: State, last: Stored) -> bool:
+    """Whether a log whose last record is ``last`` went on to a later life than ``state`` knows."""
+    return last.record.incarnation.generation > state.generation
+
+
 def may_be_sealed(last: Stored) -> bool:
     """Whether a stream that ends in this record may have segments."""
     return last.record.ending is not None and last.record.kind is not Kind.CLAIM
