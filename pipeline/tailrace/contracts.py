@@ -242,7 +242,7 @@ class RunQueue(Protocol):
 
     async def submit(self, command: Command) -> Command:
         """Store the command durably; that is the acceptance. Gives it back with its ``id``; a command that is queued
-        under the same stream id and handler already is given back instead of a second one."""
+        under the same stream id and handler already is given back instead of a second one. Raises `RunTooLarge`."""
 
     async def find(self, stream_id: str) -> Command | None:
         """The command that is queued for this stream and has no ending yet."""

@@ -38,6 +38,7 @@ Adapters translate what a client library raises, at their edge, with ``from``; n
     ├── RunError
     │   ├── UnknownHandler    unknown-handler      carries the known ones
     │   ├── InvalidInput      invalid-input        the handler's input model rejects it; carries the paths
+    │   ├── RunTooLarge       run-too-large        its input does not fit into one message of the broker
     │   ├── UnknownFormat     unknown-format
     │   ├── RunConflict       run-conflict         the id is taken by another request
     │   ├── NoWorkers         no-workers           nobody alive takes this handler's runs
@@ -266,6 +267,11 @@ class InvalidInput(RunError):
     def __init__(self, message: str, *, errors: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(message)
         self.errors = tuple(errors)
+
+
+class RunTooLarge(RunError):
+    code = "run-too-large"
+    hint = "Send a smaller input (text beyond ASCII takes up to three times its bytes), or raise the broker's limit."
 
 
 class UnknownFormat(RunError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import nats
 import pytest
@@ -12,7 +13,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from tailrace.contracts import Command
-from tailrace.errors import BrokerUnsuitable, CorruptRecord, UnsupportedRecord
+from tailrace.errors import BrokerFailed, BrokerUnsuitable, CorruptRecord, RunTooLarge, UnsupportedRecord
 from tailrace.jetstream import JetStream, JetStreamOptions, decode_command, encode_command, open_jetstream
 from tailrace.testing.servers import NatsServer
 
@@ -39,6 +40,23 @@ async def worker(
         )
     finally:
         await client.close()
+
+
+async def test_what_no_message_holds_is_refused_before_the_server_hangs_up(broker: JetStream) -> None:
+    broken: list[None] = []
+    await broker.connection.follow("watched", lambda *_: None, lambda: broken.append(None))
+    most = broker.connection.max_payload
+    with pytest.raises(RunTooLarge, match="a..b"):
+        await broker.runs.submit(replace(COMMAND, input=b"x" * most))
+    with pytest.raises(BrokerFailed, match="max_payload|takes"):
+        await broker.beats.send("m", b"x" * (most + 1))
+    with pytest.raises(BrokerFailed):
+        broker.connection.publish("watched", b"x" * (most + 1))
+    largest = await broker.runs.submit(replace(COMMAND, input=b"x" * (most - 17 * 1024)))
+    await broker.runs.bury(largest, "\U0001f4a5" * 2000)
+    await broker.connection.round_trip()
+    assert broker.connection.connected.is_set()
+    assert not broken
 
 
 async def test_a_command_is_queued_once_until_it_is_acknowledged(nats_server: NatsServer, broker: JetStream) -> None:

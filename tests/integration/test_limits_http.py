@@ -310,6 +310,22 @@ async def test_what_a_request_may_be(start: Any, client: httpx.AsyncClient) -> N
     assert (await client.get(f"{gateway.url}/readyz")).status_code == 200
 
 
+async def test_an_input_that_no_message_of_the_broker_holds(start: Any, client: httpx.AsyncClient) -> None:
+    """Far below the largest request: characters beyond ASCII grow on their way. Whoever reads meanwhile reads on."""
+    gateway, _ = await pair(start())
+    reader = HttpReader(client, gateway.url, "read")
+    async with client.stream("POST", f"{gateway.url}/v1/runs", json=echo("read", "x" * 20, rate=40)) as answer:
+        large = await client.post(f"{gateway.url}/v1/runs", json=echo("large", "蝴" * 200_000))
+        assert_problem(large, 413, "run-too-large")
+        reader.data += await answer.aread()
+    assert reader.data == b"x" * 20
+    assert (await client.get(f"{gateway.url}/v1/runs/large")).status_code == 404
+
+
+def echo(run_id: str, text: str, rate: float = 0) -> dict[str, Any]:
+    return {"id": run_id, "handler": "echo", "input": {"text": text, "chunk": 1, "rate": rate}}
+
+
 @pytest.mark.parametrize("bad", ["a%0A", "a%0D%0A", "x" * 257, "a%20b", "%C3%A4", "a%00", "a%2Fb", "..%2F..", "a*"])
 async def test_a_bad_id_is_refused_wherever_it_stands(
     bad: str, start: Any, client: httpx.AsyncClient, nats_server: NatsServer

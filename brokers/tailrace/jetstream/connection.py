@@ -150,6 +150,7 @@ class Connection:
     async def _ask(self, subject: bytes, payload: bytes, block: bytes, batch: bool) -> list[Reply]:
         if not self._client.is_connected:
             raise self.unavailable()
+        self._check_size(subject, len(block) + len(payload))
         self._number += 1
         number = b"%x" % self._number
         waiter = self._waiters[number] = _Waiter(subject, self._loop.create_future(), batch)
@@ -164,6 +165,14 @@ class Connection:
         finally:
             waiter.timer.cancel()
             del self._waiters[number]
+
+    def _check_size(self, subject: bytes, size: int) -> None:
+        """Over a message that is too large the server would end the connection, and with it all that is in flight."""
+        if size > self.max_payload:
+            raise BrokerFailed(
+                f"A message of {size} bytes on {subject.decode()}: {self} takes {self.max_payload}, headers included",
+                hint="Raise max_payload in the nats-server's configuration.",
+            )
 
     def _send(self, subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
         total = len(block) + len(payload)
@@ -190,6 +199,7 @@ class Connection:
         """Publish without an acknowledgement. Raises `BrokerUnavailable`."""
         if not self._client.is_connected:
             raise self.unavailable()
+        self._check_size(subject.encode(), len(block) + len(payload))
         self._send(subject.encode(), b"", block, payload)
 
     # --- live subjects

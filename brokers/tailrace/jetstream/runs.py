@@ -17,7 +17,7 @@ from dataclasses import replace
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from tailrace.contracts import Command
-from tailrace.errors import BrokerUnavailable, BrokerUnsuitable
+from tailrace.errors import BrokerUnavailable, BrokerUnsuitable, RunTooLarge
 from tailrace.jetstream import refusals
 from tailrace.jetstream.commands import REASON, decode_command, encode_command
 from tailrace.jetstream.connection import Connection, Unanswered
@@ -27,6 +27,7 @@ from tailrace.jetstream.wire import header_block, message
 MAX_ACK_PENDING = 100_000  # the server's default of 1000 would stop all workers at 1000 runs
 _MESSAGE_ID = "Nats-Msg-Id"
 _ATTEMPTS = 4
+_ROOM = 16 * 1024  # of a message's size, so that a dead letter, which also tells why, always fits
 
 
 class JetStreamRunQueue:
@@ -43,6 +44,8 @@ class JetStreamRunQueue:
         subject = self._names.command(command.handler, command.stream_id)
         headers, payload = encode_command(command)
         block = header_block(headers | {_MESSAGE_ID: command.id}, expected=0)
+        if (size := len(block) + len(payload)) > (most := self._connection.max_payload - _ROOM):
+            raise RunTooLarge(f"The run of {command.stream_id} takes {size} bytes; the broker's messages take {most}")
         for _ in range(_ATTEMPTS):
             stored = await self._store(subject, block, payload)
             if stored is True:

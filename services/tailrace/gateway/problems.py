@@ -39,6 +39,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "finalized": 409,
         "cursor-gone": 410,
         "request-too-large": 413,
+        "run-too-large": 413,
         "unsupported-media-type": 415,
         "offset-out-of-range": 416,
         "invalid-request": 422,
