@@ -1,0 +1,217 @@
+"""Real processes on one nats-server: elections among them, and what becomes of a producer that is killed or paused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailrace.connect import StoreOptions, connect
+from tailrace.errors import ProducerLost
+from tailrace.jetstream import JetStreamOptions
+from tailrace.model import Status
+from tailrace.testing.kit import until_ending
+from tailrace.testing.servers import NatsServer
+from tailrace.testing.worlds import JetStreamWorld, replay
+
+PATIENCE = 60.0
+PROCESSES, IDS = 4, 200
+LEASE_TTL = 1.5
+
+AGENT = """
+import asyncio, json, sys
+from tailrace.connect import StoreOptions, connect
+from tailrace.errors import TailraceError
+from tailrace.jetstream import JetStreamOptions
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+async def line(reader):
+    return json.loads(await reader.readline())
+
+async def main():
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    options = StoreOptions(lease_ttl=float(sys.argv[2]), jetstream=JetStreamOptions(shards=4, request_timeout=1.0))
+    store = await connect(sys.argv[1], options)
+    say(member=store.members.id)
+    while True:
+        order = await line(reader)
+        match order["do"]:
+            case "elect":
+                found = await asyncio.gather(*(store.acquire(each) for each in order["ids"]))
+                say(roles={id: [str(each.role), str(each.incarnation)] for id, each in zip(order["ids"], found)})
+            case "produce":
+                await store.acquire(order["id"])
+                say(ready=True)
+                asyncio.create_task(produce(store, order["id"], order["pause"]))
+            case "end":
+                await store.aclose()
+                return
+
+async def produce(store, stream_id, pause):
+    for number in range(1_000_000):
+        try:
+            await store.append(stream_id, b"%d\\n" % number)
+        except TailraceError as error:
+            say(failed=type(error).__name__, number=number)
+            return
+        say(acked=number)
+        await asyncio.sleep(pause)
+
+asyncio.run(main())
+"""
+
+
+class Agent:
+    """A process with a store of its own that does what it is told, one JSON line an order and one an answer."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def tell(self, **order: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        await self.process.stdin.drain()
+
+    async def hear(self, what: str) -> Any:
+        """The next answer's ``what``; other answers before it are skipped."""
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            answer = json.loads(line)
+            if what in answer:
+                return answer[what]
+        raise AssertionError(f"the process ended before it said {what}")
+
+    def signal(self, how: signal.Signals) -> None:
+        os.kill(self.process.pid, how)
+
+
+@asynccontextmanager
+async def agents(url: str, count: int) -> AsyncIterator[list[Agent]]:
+    started: list[Agent] = []
+    try:
+        for _ in range(count):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", AGENT, url, str(LEASE_TTL)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            started.append(Agent(process))
+        for agent in started:
+            await agent.hear("member")
+        yield started
+    finally:
+        for agent in started:
+            if agent.process.returncode is None:
+                agent.signal(signal.SIGKILL)
+            await agent.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with NatsServer(Path(tmp_path_factory.mktemp("nats"))) as server:
+        yield server
+
+
+async def test_one_producer_each_and_all_agree(server: NatsServer) -> None:
+    ids = [f"election:{number}" for number in range(IDS)]
+    async with asyncio.timeout(PATIENCE), agents(server.url, PROCESSES) as all_agents:
+        for number, agent in enumerate(all_agents):  # each begins elsewhere, so that no early bird takes all
+            first = number * IDS // PROCESSES
+            await agent.tell(do="elect", ids=ids[first:] + ids[:first])
+        found = [await agent.hear("roles") for agent in all_agents]
+        won = Counter[int]()
+        async with closing(JetStreamWorld(server.url)) as world:
+            for stream_id in ids:
+                roles = [roles[stream_id] for roles in found]
+                assert sorted(role for role, _ in roles) == ["consumer"] * (PROCESSES - 1) + ["producer"]
+                assert len({incarnation for _, incarnation in roles}) == 1
+                state, _ = replay(await world.records(stream_id))
+                assert str(state.incarnation) == roles[0][1]
+                won[[role for role, _ in roles].index("producer")] += 1
+        assert len(won) > 1, "they were not at it at once"
+
+
+@asynccontextmanager
+async def closing(world: JetStreamWorld) -> AsyncIterator[JetStreamWorld]:
+    try:
+        yield world
+    finally:
+        await world.close()
+
+
+def options() -> StoreOptions:
+    return StoreOptions(lease_ttl=LEASE_TTL, jetstream=JetStreamOptions(shards=4))
+
+
+@pytest.mark.chaos
+async def test_readers_of_a_killed_producer_get_every_acked_byte_and_the_truth(server: NatsServer) -> None:
+    stream_id = "killed"
+    async with (
+        asyncio.timeout(PATIENCE),
+        agents(server.url, 1) as (agent,),
+        await connect(server.url, options()) as store,
+    ):
+        await agent.tell(do="produce", id=stream_id, pause=0.001)
+        await agent.hear("ready")
+
+        async def read() -> list[int]:
+            got, ending = await until_ending(store.read(stream_id))
+            assert isinstance(ending, ProducerLost)
+            return [int(line) for line in b"".join(got).splitlines()]
+
+        readers = [asyncio.create_task(read()) for _ in range(3)]
+        acked = -1
+        while acked < 50:
+            acked = await agent.hear("acked")
+        agent.signal(signal.SIGKILL)
+        rest, _ = await agent.process.communicate()
+        for line in rest.splitlines():
+            acked = json.loads(line)["acked"] if line.startswith(b'{"acked"') and line.endswith(b"}") else acked
+        for reading in readers:
+            numbers = await reading
+            assert numbers == list(range(len(numbers)))
+            assert len(numbers) > acked
+        info = await store.status(stream_id)
+        assert (info.status, info.epoch) == (Status.PRODUCER_LOST, 2)
+
+
+@pytest.mark.chaos
+async def test_nobody_reads_a_late_byte_of_a_zombie(server: NatsServer) -> None:
+    """Paused over its lease, its stream ended for it, and then continued in the middle of its work."""
+    stream_id = "zombie"
+    async with (
+        asyncio.timeout(PATIENCE),
+        agents(server.url, 1) as (agent,),
+        await connect(server.url, options()) as store,
+    ):
+        await agent.tell(do="produce", id=stream_id, pause=0.0)
+        await agent.hear("ready")
+        while await agent.hear("acked") < 50:
+            pass
+        agent.signal(signal.SIGSTOP)
+        got, ending = await until_ending(store.read(stream_id))
+        assert isinstance(ending, ProducerLost)
+        agent.signal(signal.SIGCONT)
+        assert await agent.hear("failed") in ("StreamSuperseded", "StreamFinalized")
+        numbers = [int(chunk) for chunk in got]
+        assert numbers == list(range(len(numbers)))
+        again, ending = await until_ending(store.read(stream_id))
+        assert isinstance(ending, ProducerLost)
+        assert again == got
+        async with closing(JetStreamWorld(server.url)) as world:
+            state, chunks = replay(await world.records(stream_id))
+        assert chunks == got
+        assert state.epoch == 2
