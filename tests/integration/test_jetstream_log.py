@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tailrace.errors import BrokerUnavailable, ChunkTooLarge, CorruptRecord, UnsupportedRecord
 from tailrace.jetstream import JetStream, JetStreamOptions, open_jetstream
-from tailrace.jetstream.wire import header_block
+from tailrace.jetstream.wire import Reply, header_block
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Kind, Record, Stored, encode
@@ -217,6 +219,24 @@ async def test_lasts_gives_every_stream_beyond_what_one_answer_holds(nats_server
         lasts = [stored async for stored in broker.log.lasts()]
     assert sorted(one.record.stream_id for one in lasts) == sorted(ids)
     assert {one.record.entries for one in lasts} == {1}
+
+
+async def test_a_lost_reply_is_asked_for_again(broker: JetStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"stream-{number}" for number in range(40)]
+    await asyncio.gather(*(fill(broker, stream_id, 2) for stream_id in ids))
+    whole, chance, lost = broker.connection.batch, random.Random(1), 0
+
+    async def lossy(subject: bytes, body: Mapping[str, Any]) -> tuple[list[Reply], Reply]:
+        nonlocal lost
+        messages, end = await whole(subject, body)
+        if len(messages) > 1 and lost < 4:
+            lost += 1
+            del messages[chance.randrange(len(messages) - 1)]
+        return messages, end
+
+    monkeypatch.setattr(broker.connection, "batch", lossy)
+    assert sorted([one.record.stream_id async for one in broker.log.lasts()]) == sorted(ids)
+    assert lost == 4
 
 
 async def test_count_leaves_out_what_is_gone(broker: JetStream) -> None:

@@ -67,7 +67,7 @@ async def _multi(connection: Connection, stream: str, subjects: list[str]) -> As
         if pending == 0:
             return
         if messages:
-            body |= {"seq": int(messages[-1][0][SEQUENCE]) + 1, "up_to_seq": up_to}
+            body |= {"seq": int(messages[-1][0][SEQUENCE]) + 1} | ({"up_to_seq": up_to} if up_to else {})
 
 
 async def _batch(connection: Connection, stream: str, body: dict[str, Any]) -> tuple[list[Message], int, int]:
@@ -77,18 +77,18 @@ async def _batch(connection: Connection, stream: str, body: dict[str, Any]) -> t
         raise _TooMany
     if status(block) == _MISSING:
         return [], 0, 0
+    end = parse_headers(block)
     messages: list[Message] = []
     before = 0
     for head, payload in replies:
         headers = parse_headers(head)
         if int(headers.get(PREVIOUS, before)) != before:
-            return messages, 1, before  # a reply was lost: go on from the last good one
+            return messages, 1, int(end.get(UP_TO, 0))  # a reply was lost: go on from the last good one
         before = int(headers[SEQUENCE])
         messages.append((headers, payload))
-    end = parse_headers(block)
     if not messages and int(end.get(PENDING, 0)):
         raise BrokerFailed(f"{connection} gives no message of {stream}, though it has some", hint="See its log.")
-    return messages, int(end.get(PENDING, 0)), int(end.get(UP_TO, before))
+    return messages, int(end.get(PENDING, 0)), int(end.get(UP_TO, 0))
 
 
 async def _subjects(connection: Connection, stream: str, subjects: str) -> list[str]:
