@@ -4,7 +4,7 @@
 ``memory://``         in this process, gone with it
 ``embedded://[DIR]``  a NATS JetStream server of this machine's own, shared by the processes that name
                       the same folder (default: the user's data folder)
-``nats://HOST…``      a NATS JetStream server or cluster (also ``tls://``, ``ws://``, ``wss://``)
+``nats://HOST…``      a NATS JetStream server or cluster (``tls://`` insists on TLS)
 ====================  ==============================================================================
 
 Each adapter is imported when its scheme is asked for, so that a missing extra is an error of its users alone.
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 RETENTION_MARGIN = 3600.0  # seconds that the broker keeps records beyond what a stream may need them for
 
+LEAST_MEMBER_RETENTION = 120.0  # seconds; a member beats five times a lease, and its last beat must still be there
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """What a store can be told. ``lease_ttl``: seconds of silence after which a process counts as lost; ``linger``:
     seconds that a tail outlives its last reader; ``request_timeout``: seconds that a new request waits for the broker;
-    ``jetstream``: how NATS is set up and reached (its ``retention`` is computed here); ``sync_always``: the embedded
-    server writes to the disk before every acknowledgement."""
+    ``jetstream``: how NATS is set up and reached (its times are computed here); ``sync_always``: the embedded server
+    writes to the disk before every acknowledgement."""
 
     limits: Limits = field(default_factory=Limits)
     lease_ttl: float = 10.0
@@ -96,6 +98,7 @@ async def _open_jetstream(
         options.jetstream or JetStreamOptions(),
         retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,
         ack_wait=3 * options.lease_ttl,
+        member_retention=max(LEAST_MEMBER_RETENTION, options.lease_ttl),
         max_bytes=limits.max_total_bytes,
     )
     broker = await open_jetstream(url, options=chosen, url_source=url_source)
@@ -124,7 +127,7 @@ async def _open_jetstream(
 
 def _without_secrets(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 _OPENERS: dict[str, Callable[[str, str, StoreOptions], Awaitable[LogStore]]] = {
@@ -132,6 +135,4 @@ _OPENERS: dict[str, Callable[[str, str, StoreOptions], Awaitable[LogStore]]] = {
     "embedded": _embedded,
     "nats": _nats,
     "tls": _nats,
-    "ws": _nats,
-    "wss": _nats,
 }

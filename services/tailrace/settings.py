@@ -267,11 +267,12 @@ def describe(settings: Settings, env_file: str | None = ".env") -> list[Row]:
 
 
 def shown(value: object) -> str:
-    """A value for people: secrets and a URL's password masked."""
+    """A value for people: secrets masked, those in a URL too."""
     if value is None:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, bool):
         return str(value).lower()
-    return re.sub(r"(://)[^/@\s]*@", r"\1***@", str(value))
+    masked = re.sub(r"(://)[^?\s]*@", r"\1***@", str(value))
+    return re.sub(r"([?&]nkey=)[^&\s]*", r"\1***", masked)

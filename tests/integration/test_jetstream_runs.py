@@ -46,9 +46,9 @@ async def test_what_no_message_holds_is_refused_before_the_server_hangs_up(broke
     broken: list[None] = []
     await broker.connection.follow("watched", lambda *_: None, lambda: broken.append(None))
     most = broker.connection.max_payload
-    with pytest.raises(RunTooLarge, match="a..b"):
+    with pytest.raises(RunTooLarge, match="the broker's messages take"):
         await broker.runs.submit(replace(COMMAND, input=b"x" * most))
-    with pytest.raises(BrokerFailed, match="max_payload|takes"):
+    with pytest.raises(BrokerFailed, match="headers included"):
         await broker.beats.send("m", b"x" * (most + 1))
     with pytest.raises(BrokerFailed):
         broker.connection.publish("watched", b"x" * (most + 1))

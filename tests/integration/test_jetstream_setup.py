@@ -234,6 +234,8 @@ def test_urls() -> None:
     assert (options.replicas, options.creds_file) == (3, "/c")
     assert parse(["h1", "nats://h2:1"])[0].servers == ("nats://h1:4222", "nats://h2:1")
     assert "p/" not in repr(address) + str(address)
+    listed = parse("NATS://u:p@h1:1,nats://u:p@h2:2?shards=3")
+    assert (listed[0].servers, listed[0].user, listed[1]) == (("nats://h1:1", "nats://h2:2"), "u", {"shards": "3"})
 
 
 @pytest.mark.parametrize(
@@ -242,3 +244,9 @@ def test_urls() -> None:
 def test_wrong_urls(url: str) -> None:
     with pytest.raises(BrokerUnsuitable, match="Wrong NATS URL"):
         options_of(parse(url)[1], JetStreamOptions())
+
+
+def test_a_password_that_must_be_escaped_is_not_shown() -> None:
+    with pytest.raises(BrokerUnsuitable, match="%2F") as caught:
+        parse("nats://me:se/cret@h")
+    assert "se" not in caught.value.message.replace("server", "")

@@ -76,6 +76,9 @@ def test_secrets_are_given_to_the_broker_and_shown_to_nobody(monkeypatch: pytest
     shown = " ".join(f"{row}" for row in describe(settings)) + repr(settings.nats_password)
     assert "hush" not in shown
     assert "nats://***@host:4222" in shown
+    for store in ("nats://hush@h1,u:hush@h2", "nats://u:hush@h1,nats://u:hush@h2", "nats://h?nkey=hush&shards=2"):
+        assert "hush" not in row(load(store=store), "TAILRACE_STORE").value
+    assert row(load(store="nats://h?nkey=hush&shards=2"), "TAILRACE_STORE").value == "nats://h?nkey=***&shards=2"
     options = settings.store_options()
     assert options.jetstream is not None
     assert (options.jetstream.password, options.jetstream.token) == ("hush", "hush")

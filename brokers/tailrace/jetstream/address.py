@@ -5,6 +5,7 @@ Credentials are taken out of the URL, because the servers that a cluster announc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ _TEXTS = {
     "tls_key": "tls_key",
     "tls_hostname": "tls_hostname",
 }
+_NEXT_URL = re.compile(r",(?=[A-Za-z]+://)")  # the other way to list servers: each a URL of its own
 _NUMBERS = {"replicas": "replicas", "shards": "shards"}
 
 
@@ -45,7 +47,7 @@ class Address:
 
 def parse(urls: str | Sequence[str]) -> tuple[Address, dict[str, str]]:
     """The address that one URL or several name, and the query's options. Raises `BrokerUnsuitable`."""
-    several = [urls] if isinstance(urls, str) else list(urls)
+    several = _NEXT_URL.split(urls) if isinstance(urls, str) else list(urls)
     servers: list[str] = []
     tls, userinfo = False, ""
     query: dict[str, str] = {}
@@ -53,10 +55,13 @@ def parse(urls: str | Sequence[str]) -> tuple[Address, dict[str, str]]:
         rest = url if "://" in url else f"nats://{url}"
         # urlsplit knows one host only: each of the listed ones is split on its own
         scheme, _, rest = rest.partition("://")
+        scheme = scheme.lower()
         if scheme not in ("nats", "tls"):
             raise _wrong(f"{scheme}:// is not a scheme of NATS")
         tls = tls or scheme == "tls"
         netloc, _, tail = rest.replace("?", "/?", 1).partition("/")
+        if "@" in tail.partition("?")[0]:  # shown to nobody: it is a part of a password
+            raise _wrong("what stands before the @ holds a / or ?; write them as %2F and %3F")
         found, _, hosts = netloc.rpartition("@")
         userinfo = userinfo or found
         servers.extend(_server(host) for host in hosts.split(",") if host)
