@@ -189,6 +189,8 @@ def _finish(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]
 def _takeover(state: State, record: Record, time_ms: int) -> tuple[State, Verdict]:
     if record.incarnation != state.incarnation or record.epoch != state.epoch + 1:
         return state, Verdict.FENCED
+    if record.entries > state.entries or record.bytes > state.bytes:  # one that is behind merely saw less
+        return _hole(state, record, time_ms)
     return state._replace(
         phase=Phase.ENDED if record.ending else Phase.LIVE,
         epoch=record.epoch,

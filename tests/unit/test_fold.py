@@ -125,6 +125,29 @@ def test_no_record_after_any_other_breaks_a_rule(records: list[Record]) -> None:
         state = after
 
 
+@pytest.mark.parametrize(
+    ("start", "ending", "verdict"),
+    [
+        ((1, 1), decide.LOST, Verdict.COUNTS),
+        ((0, 0), decide.LOST, Verdict.COUNTS),  # its writer saw less: the epoch begins at the stream's end
+        ((2, 1), TRIMMED, Verdict.HOLE),
+        ((1, 9), TRIMMED, Verdict.HOLE),
+    ],
+)
+def test_a_takeover_that_starts_beyond_the_end_shows_a_hole(
+    start: tuple[int, int], ending: Ending, verdict: Verdict
+) -> None:
+    life, state = LIVES[0], State()
+    records = [
+        Record(Kind.CLAIM, "a", life, 1, 0, 0, "n1", claim=claim_of()),
+        Record(Kind.CHUNKS, "a", life, 1, 0, 0, "n2", (b"x",)),
+        Record(Kind.TAKEOVER, "a", life, 2, *start, "n3", ending=decide.LOST),
+    ]
+    for position, record in enumerate(records, 1):
+        state, judged = fold(state, Stored(position, position - 1, position, record))
+    assert (state.phase, state.ending, judged) == (Phase.ENDED, ending, verdict)
+
+
 @given(st.lists(ANY_RECORD.map(_legal), max_size=30))
 def test_a_repeat_changes_nothing(records: list[Record]) -> None:
     state, position = State(), 0
