@@ -26,6 +26,7 @@ from tailrace.model import Ending, Entry, Mark
 KEEPALIVE = b": keepalive\n\n"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 MAX_FRAMES = 64 * 1024
+MAX_ENTRIES = 1024  # taken at once: a million entries are not made into objects before the first is sent
 _SMALL = 4 * 1024
 _TEXTUAL = frozenset(
     {"application/json", "application/x-ndjson", "application/jsonl", "application/javascript", "application/xml"}
@@ -94,13 +95,22 @@ class Sse:
     def take(self, reader: Reader) -> bytes:
         waiting = self._waiting
         if not waiting:
-            waiting.extend(reader.take())
+            waiting.extend(self._entries(reader))
         frames, size = [], 0
         while waiting and size < MAX_FRAMES:
             self._last = waiting.popleft()
             frames.append(frame(self._last, self.text))
             size += len(frames[-1])
         return b"".join(frames)
+
+    def _entries(self, reader: Reader) -> list[Entry]:
+        taken = reader.take(MAX_ENTRIES)
+        while not taken and self._last is None:  # nothing is left, or an offset further on skipped all of them
+            before = reader.cursor
+            taken = reader.take(MAX_ENTRIES)
+            if reader.cursor == before:
+                break
+        return taken
 
     def _cursor(self, reader: Reader) -> str:
         return self._last.cursor if self._waiting and self._last is not None else reader.cursor
