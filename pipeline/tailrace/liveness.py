@@ -24,7 +24,7 @@ class Liveness:
         self.ttl_ms = ttl_ms
         self.gap_ms = gap_ms
         self._heard: dict[str, int] = {}
-        self._gone: set[str] = set()
+        self._gone: dict[str, int] = {}
         self._own_ms: int | None = None
         self._since_ms: int | None = None
         self._own_beats = 0
@@ -44,7 +44,7 @@ class Liveness:
         if member_id == self.own_id:
             self._own_beat(time_ms)
         if goodbye:
-            self._gone.add(member_id)
+            self._gone[member_id] = time_ms
         elif time_ms >= self._heard.get(member_id, 0):
             self._heard[member_id] = time_ms
 
@@ -56,8 +56,9 @@ class Liveness:
         self._own_ms = time_ms
         # a member lost for long is forgotten: whoever asks again starts a new count, to the same end
         horizon = time_ms - 20 * self.ttl_ms
-        for member_id in [member_id for member_id, at in self._heard.items() if at < horizon]:
-            del self._heard[member_id]
+        for known in (self._heard, self._gone):
+            for member_id in [member_id for member_id, at in known.items() if at < horizon]:
+                del known[member_id]
 
     def withdraw(self, member_id: str, time_ms: int) -> None:
         """Another sign of life than a beat (a newer record of this member): the silence starts again."""

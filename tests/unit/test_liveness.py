@@ -134,6 +134,15 @@ def test_one_that_is_lost_for_long_is_forgotten_and_lost_again() -> None:
     assert len(live._heard) <= 2
 
 
+def test_whoever_said_goodbye_long_ago_is_forgotten_too() -> None:
+    live = make()
+    for now in range(0, 60 * TTL, INTERVAL):
+        live.heard(f"visitor {now}", now, goodbye=True)
+        live.heard("me", now)
+        assert live.is_lost(f"visitor {now}")
+    assert len(live._gone) <= 21 * TTL // INTERVAL
+
+
 def test_a_goodbye_is_final() -> None:
     live = make()
     live.heard("it", 0)
