@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvloop
+
 from tailrace.connect import connect
 
 MAX_OUTSTANDING = 4096  # paced chunks not yet acknowledged, over all streams of one produce
