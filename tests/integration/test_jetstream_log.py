@@ -139,7 +139,7 @@ async def test_kill_under_load_loses_nothing_that_was_acknowledged(nats_server: 
         with pytest.raises(BrokerUnavailable):
             await broker.log.append(record("s0", 0), 0)
         nats_server.start()
-        await broker.log.wait_available()
+        await broker.connection.connected.wait()
         for number, positions in enumerate(acked):
             stored = await broker.log.read(f"s{number}")
             assert [one.position for one in stored][: len(positions)] == positions
@@ -415,7 +415,7 @@ async def test_an_outage_says_nothing_on_stderr(nats_server: NatsServer, capfd: 
         with pytest.raises((BrokerUnavailable, AppendUnknown)):
             await broker.log.append(record("s", 0), 0)
         nats_server.start()
-        await broker.log.wait_available()
+        await broker.connection.connected.wait()
         await broker.log.append(record("s", 0), 0)
     assert capfd.readouterr().err == ""
 
@@ -427,7 +427,7 @@ async def test_what_was_not_sent_before_an_outage_is_not_sent_after_it(nats_serv
         await broker.connection._client._process_op_err(OSError("cut"))  # before the turn's end, so before the write
         with pytest.raises(AppendUnknown):
             await append
-        await broker.log.wait_available()
+        await broker.connection.connected.wait()
         assert await broker.log.read("s") == []
 
 

@@ -161,7 +161,7 @@ class Client(NatsClient):
         except Exception as error:
             raise errors.Error(f"{type(error).__name__}: {error}") from error
         # the library upgrades to TLS without telling the stream, which then logs a warning at the peer's goodbye
-        protocol = self._transport._io_writer.transport.get_protocol()  # type: ignore[union-attr]
+        protocol = self._transport._io_writer.transport.get_protocol()  # type: ignore[union-attr]  # there is one now
         protocol._over_ssl = bool(self._server_info.get("tls_required"))
         if self.is_connecting:  # neither PONG nor -ERR: the server left, or said something else first
             if self._transport is None or self._transport.at_eof():

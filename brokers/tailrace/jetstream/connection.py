@@ -78,7 +78,7 @@ class _Waiter:
 
 
 class Connection:
-    """Made by `Connection.open`."""
+    """Made by `Connection.open`. ``connected`` is set while there is a connection."""
 
     def __init__(self, address: Address, options: JetStreamOptions, url_source: Callable[[], str] | None) -> None:
         self.options = options
@@ -254,10 +254,6 @@ class Connection:
     def unavailable(self) -> BrokerUnavailable:
         reason = f": {_words(self._last_error)}" if self._last_error else ""
         return BrokerUnavailable(f"Not connected to {self}{reason}")
-
-    async def wait_connected(self) -> None:
-        """Return when there is a connection, now or after the next reconnect."""
-        await self.connected.wait()
 
     async def close(self) -> None:
         """Close the connection; what is in flight is unanswered. A second call does nothing."""

@@ -53,10 +53,6 @@ class JetStreamLog:
     def key(self, stream_id: str) -> str:
         return self._names.place(stream_id).key
 
-    async def wait_available(self) -> None:
-        """Return when the broker is connected, now or after the next reconnect."""
-        await self._connection.wait_connected()
-
     async def append(self, record: Record, expected: int) -> int:
         headers, payload = encode(record)
         block = header_block(headers, expected)

@@ -35,7 +35,7 @@ def parse_headers(block: bytes | None) -> dict[str, str]:
         return {}
     lines = block.decode("utf-8", "replace").split("\r\n")
     try:
-        return dict([line.split(": ", 1) for line in lines[1:-2]])  # type: ignore[arg-type, misc, unused-ignore]
+        return dict([line.split(": ", 1) for line in lines[1:-2]])  # type: ignore[arg-type, misc, unused-ignore]  # pairs, or it raises
     except ValueError:  # not as the server and this adapter write them
         pairs = [line.partition(":") for line in lines[1:]]
         return {name: value.strip() for name, colon, value in pairs if colon}

@@ -101,7 +101,7 @@ def _api(gateway: Gateway) -> FastAPI:
     api.include_router(health.router(gateway))
     api.include_router(pages.router())
     api.include_router(runs.router(gateway))
-    api.openapi = lambda: _described(api)  # type: ignore[method-assign]
+    api.openapi = lambda: _described(api)  # type: ignore[method-assign]  # FastAPI's own way
     for kind in (TailraceError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, problems.handle)
     return api

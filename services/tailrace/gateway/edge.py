@@ -127,7 +127,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # The connection
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # narrower
         super().connection_made(transport)
         transport.set_write_buffer_limits(self._edge.write_high_bytes, self._edge.write_low_bytes)
         if self._state.draining:  # accepted while the listener closed

@@ -41,7 +41,7 @@ _SOURCES = {"memory": "tailrace.worker.memory_source", "jetstream": "tailrace.wo
 
 def source_of(store: StreamStore, runner: Runner, handlers: Mapping[str, Handler]) -> Source:
     """The source for the kind of queue that the store declares. Raises `BrokerUnsuitable`."""
-    kind = getattr(store.runs, "kind", None) or ("jetstream" if hasattr(store.runs, "ensure_consumer") else None)
+    kind = getattr(store.runs, "kind", None)
     if kind not in _SOURCES:
         raise BrokerUnsuitable(
             f"A worker cannot take runs from a queue of kind {kind!r}",
