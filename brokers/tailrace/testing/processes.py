@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+logger = logging.getLogger("tailrace.testing")
 
 START_TIMEOUT = 60.0
 LOOK_INTERVAL = 0.02
@@ -29,6 +33,7 @@ class Service:
         self.starts = 0
         self._arguments, self._environment = arguments, environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting, self._closed = threading.Lock(), False  # a supervisor starts it from a thread
 
     @property
     def pid(self) -> int:
@@ -52,17 +57,22 @@ class Service:
     def start(self) -> Self:
         """Run it, and return when it says that it is ready. Raises RuntimeError with its log where it does not."""
         assert not self.running, f"{self.name} runs already"
+        self._run()
+        self._await_ready()
+        self.starts += 1
+        return self
+
+    def _run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tailrace.cli", *self._arguments]
         if self._arguments[0] == "gateway":
             command += ["--port", self.url.rpartition(":")[2] or "0"]
-        with self._path("out").open("wb") as out, self._path("log").open("ab") as log:
+        with self._starting, self._path("out").open("wb") as out, self._path("log").open("ab") as log:
+            if self._closed:
+                raise RuntimeError(f"{self.name} was closed")
             self._process = subprocess.Popen(
                 command, cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=log
             )
-        self._await_ready()
-        self.starts += 1
-        return self
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -73,7 +83,7 @@ class Service:
                 return
             time.sleep(LOOK_INTERVAL)
         self.kill()
-        raise RuntimeError(f"{self.name} did not start:\n{self.log}")
+        raise RuntimeError(f"{self.name} did not start:\n{self.log[-4000:]}")
 
     def kill(self) -> None:
         """SIGKILL: no goodbye. Nothing happens if it does not run."""
@@ -82,6 +92,12 @@ class Service:
     def stop(self) -> None:
         """SIGTERM, and wait until it has drained. Nothing happens if it does not run."""
         self._end(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Kill it, for good."""
+        with self._starting:
+            self._closed = True
+        self.kill()
 
     def _end(self, how: signal.Signals) -> None:
         process = self._process
@@ -142,25 +158,25 @@ class Services:
         await asyncio.gather(*(asyncio.to_thread(service.start) for service in services))
 
     def supervise(self, *services: Service) -> None:
-        """From now on, start each of them again whenever it ends."""
+        """From now on, start each of them again whenever it ends, or does not come up because the broker is away."""
         self._supervisors += [asyncio.create_task(self._supervise(service)) for service in services]
 
     async def _supervise(self, service: Service) -> None:
         while True:
             if not service.running:
-                await asyncio.to_thread(service.start)
+                try:
+                    await asyncio.to_thread(service.start)
+                except (RuntimeError, OSError) as error:
+                    logger.warning("%s", error)
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def close(self) -> None:
-        """Kill what runs. Raises what a supervisor met."""
+        """Kill what runs."""
         for task in self._supervisors:
             task.cancel()
-        ended = await asyncio.gather(*self._supervisors, return_exceptions=True)
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
         for service in self._all:
-            service.kill()
-        for error in ended:
-            if error is not None and not isinstance(error, asyncio.CancelledError):
-                raise error
+            service.close()
 
     async def __aenter__(self) -> Self:
         return self
