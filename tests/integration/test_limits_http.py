@@ -100,7 +100,7 @@ async def ended(client: httpx.AsyncClient, gateway: Service, run_id: str) -> dic
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """A refusal in full: its status, type and code, what happened and what to do."""
-    assert response.status_code == status, response.text
+    assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == PROBLEM
     told: dict[str, Any] = response.json()
     assert (told["status"], told["code"]) == (status, code)
