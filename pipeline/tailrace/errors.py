@@ -174,7 +174,7 @@ class TooManyStreams(LimitExceeded):
 class StorageFull(LimitExceeded):
     code = "storage-full"
     setting = "TAILRACE_MAX_TOTAL_BYTES"
-    hint = "Delete streams or wait for some to expire, give the broker more room, or raise TAILRACE_MAX_TOTAL_BYTES."
+    hint = "Give the broker more room, raise TAILRACE_MAX_TOTAL_BYTES, or wait until the broker's retention frees some."
 
 
 class TooManyReaders(LimitExceeded):
@@ -271,7 +271,7 @@ class InvalidInput(RunError):
 
 class RunTooLarge(RunError):
     code = "run-too-large"
-    hint = "Send a smaller input (text beyond ASCII takes up to three times its bytes), or raise the broker's limit."
+    hint = "Send a smaller input, or raise the largest message that the broker takes (max_payload)."
 
 
 class UnknownFormat(RunError):
