@@ -55,12 +55,15 @@ _WRONG_CALL: type[Exception] = next(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
+    _hold_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character still gets the rest
     try:
         return _main(arguments)
     except TailraceError as error:
+        if isinstance(error, output.OutputFailed):
+            _drop_stdout()
         output.note(output.error_line(error))
         return output.exit_status(error)
     except _WRONG_CALL as error:
@@ -86,6 +89,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     status = command.main(args=given, prog_name="tailrace", standalone_mode=False)
     sys.stdout.flush()
     return status if isinstance(status, int) else output.OK
+
+
+def _hold_descriptors() -> None:
+    """A standard stream that is closed fails where it is used. Else the next file or socket would take its number, and
+    be written to, or read, for it."""
+    for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _drop_stdout() -> None:

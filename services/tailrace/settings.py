@@ -47,12 +47,15 @@ def _or_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
 
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+_LONGEST = 10 * 366 * 24 * 3600  # seconds, ten years: beyond it lie overflows, not uses
+_MOST = 2**31 - 1  # what the kernel's own settings take
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0, le=2**50)]
+BufferSize = Annotated[int, BeforeValidator(_size), Field(gt=0, le=_MOST)]
 OptionalSize = Annotated[Size | None, BeforeValidator(_or_none)]
-OptionalCount = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_or_none)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Pause = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
+OptionalCount = Annotated[Annotated[int, Field(gt=0, le=2**50)] | None, BeforeValidator(_or_none)]
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST, allow_inf_nan=False)]
+Pause = Annotated[float, Field(ge=0, le=_LONGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, le=_MOST)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -66,7 +69,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     store: str = _setting("embedded://", "Where streams live: memory://, embedded://[DIR] or nats://HOST:PORT")
-    host: str = _setting("127.0.0.1", "The address that the gateway listens on")
+    host: Annotated[str, Field(min_length=1)] = _setting("127.0.0.1", "The address that the gateway listens on")
     port: Port = _setting(8080, "The port that the gateway listens on; 0 takes a free one")
 
     max_chunk_bytes: OptionalSize = _setting(256 * 1024, "The largest chunk that an append takes", "bytes")
@@ -93,10 +96,12 @@ class Settings(BaseSettings):
     header_timeout: Seconds = _setting(10.0, "How long a request's headers may take to arrive", "seconds")
     body_timeout: Seconds = _setting(30.0, "How long a request's body may take to arrive", "seconds")
     idle_timeout: Seconds = _setting(75.0, "How long an idle kept-alive connection stays open", "seconds")
-    user_timeout: Seconds = _setting(30.0, "How long a client may leave sent bytes unacknowledged", "seconds")
+    user_timeout: Annotated[float, Field(gt=0, le=_MOST // 1000, allow_inf_nan=False)] = _setting(
+        30.0, "How long a client may leave sent bytes unacknowledged", "seconds"
+    )
     linger: Seconds = _setting(30.0, "How long a closing connection may take to flush", "seconds")
     max_head_bytes: Size = _setting(32 * 1024, "The largest URL and headers of a request", "bytes")
-    send_buffer: Size = _setting(256 * 1024, "The kernel's send buffer of a connection (SO_SNDBUF)", "bytes")
+    send_buffer: BufferSize = _setting(256 * 1024, "The kernel's send buffer of a connection (SO_SNDBUF)", "bytes")
     write_buffer: Size = _setting(256 * 1024, "What is buffered for a connection before a send waits", "bytes")
     backlog: Count = _setting(2048, "Connections that may wait to be accepted", "connections")
 
@@ -168,7 +173,7 @@ class Settings(BaseSettings):
 
 _NATS = tuple(
     """prefix shards replicas connect_timeout user password token creds_file nkey_seed
-    tls_ca tls_cert tls_key tls_hostname tls_first""".split()  # noqa: SIM905
+    tls_ca tls_cert tls_key tls_hostname tls_first""".split()  # noqa: SIM905 - a list of words reads best as words
 )
 
 
@@ -208,13 +213,14 @@ def load(env_file: str | None = ".env", **arguments: Any) -> Settings:
 
 
 def _complaint(item: Mapping[str, Any]) -> str:
-    message = re.sub("^(Value error, |Input should be )", "", item["msg"])
+    message = re.sub("^(Value error, |Input should be |String should )", "", item["msg"])
     if not item["loc"]:
         return message
     name = str(item["loc"][0]).removeprefix(PREFIX.lower())
     shown = "***" if _is_secret(name) else repr(item["input"])
     unit = (_extra(name)).get("unit", "")
-    return f"{PREFIX}{name.upper()}={shown}: must be {message}{f' ({unit})' if unit else ''}"
+    verb = "must" if item["type"].startswith("string_") and item["type"] != "string_type" else "must be"
+    return f"{PREFIX}{name.upper()}={shown}: {verb} {message}{f' ({unit})' if unit else ''}"
 
 
 def _extra(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,25 @@ def test_a_reader_that_leaves_ends_the_read_quietly(cli: Any, server: NatsServer
     reader.stdout.close()
     assert reader.wait() == 128 + signal.SIGPIPE
     assert reader.stderr.read() == b""
+
+
+def test_standard_streams_that_are_closed_or_full_are_one_line(
+    cli: Any, server: NatsServer, complaint: Complaint
+) -> None:
+    def run(redirected: str, *arguments: str) -> Any:
+        command = cli._command((*arguments, "--store", server.url))
+        shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", *command]
+        environment = cli._environment({})
+        return subprocess.run(shell, capture_output=True, timeout=60, cwd=cli.folder, env=environment)
+
+    done = run("<&-", "publish", "a")
+    assert (done.returncode, "[input-failed]" in complaint(done)) == (2, True)
+    assert status(cli, "a", "--store", server.url)["code"] == "input-failed"  # and not an empty stream that is done
+    assert cli("publish", "b", "--store", server.url, input=b"x").returncode == 0
+    for redirected in (">&-", ">/dev/full"):
+        for command in ("read", "status"):
+            done = run(redirected, command, "b")
+            assert (done.returncode, "[output-failed]" in complaint(done)) == (2, True)
 
 
 def test_a_run_at_a_gateway_and_a_worker_of_their_own(cli: Any, server: NatsServer, complaint: Complaint) -> None:

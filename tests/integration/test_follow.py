@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
-from tailrace.commands.follow import Follower, Unreachable, new_client
+from tailrace.commands.follow import Follower, Unreachable, new_client, run_path
 from tailrace.errors import CursorGone, ProducerLost, StreamDeleted, StreamErrored, StreamNotFound, TailraceError
 
 ONE, TWO = "1-00000000000000aa", "2-00000000000000bb"
@@ -124,6 +125,24 @@ async def test_each_ending_is_its_own_error() -> None:
 async def test_a_break_behind_the_last_byte_of_a_done_stream_is_its_end() -> None:
     script = Script([live([b"abc"], whole=False), status("done", 3)])
     assert (await follow(script))[0::2] == (b"abc", None)
+
+
+async def test_an_end_below_the_position_is_asked_about_again() -> None:
+    """A body that breaks, of a stream that is done and shorter than the offset: the next answer says so."""
+    beyond = problem(416, "offset-out-of-range")
+    script = Script([live([], whole=False), status("done", 3), beyond])
+    _, _, failure = await follow(script, offset=9)
+    assert failure is not None
+    assert failure.code == "offset-out-of-range"
+
+
+def test_an_id_of_dots_is_not_folded_away() -> None:
+    assert [httpx.URL(f"http://h{run_path(name, '/status')}").raw_path for name in ("a", ".", "..", "a..")] == [
+        b"/v1/runs/a/status",
+        b"/v1/runs/%2E/status",
+        b"/v1/runs/%2E%2E/status",
+        b"/v1/runs/a../status",
+    ]
 
 
 async def test_a_busy_gateway_is_asked_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -367,6 +368,18 @@ async def test_an_offset_beyond_an_ended_stream_is_a_416(service: Service) -> No
     assert response.headers["content-range"] == "bytes */3"
 
 
+async def test_a_stream_that_ends_below_an_offset_is_no_clean_end(service: Service) -> None:
+    await service.published("s", b"abc", end=None)
+    plain = service.client.stream("GET", "/v1/runs/s?offset=9")
+    framed = service.client.stream("GET", "/v1/runs/s?offset=9&frame=sse")
+    async with plain as raw, framed as sse:
+        await service.store.finalize("s", "done")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await raw.aread()
+        last = events((await sse.aread()).decode())[-1]
+    assert (last["event"], json.loads(last["data"])["code"]) == ("error", "offset-out-of-range")
+
+
 @pytest.mark.parametrize("bad", ["a%0A", "a%0D", "a%20b", "a%2Fb", "a/b", "x" * 257, "%C3%A9", "a%00", ""])
 async def test_a_bad_id_is_a_400_with_the_pattern(service: Service, bad: str) -> None:
     for method in ("GET", "DELETE"):
@@ -375,6 +388,19 @@ async def test_a_bad_id_is_a_400_with_the_pattern(service: Service, bad: str) ->
     if "/" not in bad.replace("%2F", "/") and bad:
         for method, route in (("GET", "status"), ("POST", "cancel")):
             problem(await service.client.request(method, f"/v1/runs/{bad}/{route}"), 400, "invalid-id")
+
+
+async def test_a_method_that_a_path_does_not_take_is_a_405(service: Service) -> None:
+    for method, path, allowed in (
+        ("DELETE", "", "GET, POST"),
+        ("PUT", "/x", "GET, HEAD, DELETE"),
+        ("POST", "/status", "GET, HEAD, DELETE"),  # of the stream that has this id
+        ("POST", "/x/status", "GET"),
+        ("GET", "/x/cancel", "POST"),
+    ):
+        response = await service.client.request(method, f"/v1/runs{path}")
+        problem(response, 405, "method-not-allowed")
+        assert response.headers["allow"] == allowed
 
 
 async def test_a_missing_stream_is_the_seeds_own_404(service: Service) -> None:
@@ -488,6 +514,7 @@ async def test_a_run_that_nobody_claims_is_a_504_and_stays_queued() -> None:
         (b'{"handler": "say", "input": 1e999}', 400, "invalid-json"),
         (b"[" * 100_000, 400, "invalid-json"),
         (b'{"handler": "say", "input": ' + b"9" * 5000 + b"}", 400, "invalid-json"),
+        (b'{"handler": "say", "input": ' + b"[" * 970 + b"]" * 970 + b"}", 400, "invalid-json"),
         (b"[]", 422, "invalid-request"),
         (b"null", 422, "invalid-request"),
         (b"{}", 422, "invalid-request"),
@@ -511,12 +538,40 @@ async def test_a_bad_request_is_refused(service: Service, body: bytes, status: i
         told = problem(response, status, code)
         if code == "invalid-request":
             assert all(error["message"] for error in told["errors"])
+        assert not {"RunRequest", "sys."} & set(response.text.replace("(", " ").split())
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 async def test_another_content_type_is_a_415(service: Service, kind: str | None) -> None:
     headers = {"content-type": kind} if kind else {}
     problem(await service.client.post("/v1/runs", content=b"{}", headers=headers), 415, "unsupported-media-type")
+
+
+async def test_an_encoded_body_is_a_415(service: Service) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = await service.client.post("/v1/runs", content=gzip.compress(b"{}"), headers=headers)
+    problem(response, 415, "unsupported-media-type")
+
+
+async def test_an_input_is_queued_no_longer_than_it_came(service: Service) -> None:
+    service.store.members.advertise({"say": {}}, lambda: 0)
+    await service.store.members.settled()
+    body = json.dumps({"handler": "say", "id": "r", "input": {"text": "\u8a9e" * 1000}}, ensure_ascii=False).encode()
+    headers = {"content-type": "application/json", "prefer": "respond-async"}
+    assert (await service.client.post("/v1/runs", content=body, headers=headers)).status_code == 202
+    queued = await service.store.runs.find("r")
+    assert queued is not None
+    assert len(queued.input) < len(body)
+
+
+async def test_only_the_preference_itself_is_answered_at_once(service: Service) -> None:
+    async with service.worker():
+        request = {"handler": "say", "input": {"text": "a"}}
+        for prefer in ("x-respond-async", "respond-async=no", 'wait="respond-async"'):
+            assert (await service.run(request, headers={"prefer": prefer})).status_code == 200
+        for several in (["Respond-Async"], ["wait=1, respond-async;x"], ["wait=1", "respond-async"]):
+            headers = httpx.Headers([("prefer", prefer) for prefer in several])
+            assert (await service.run(request, headers=headers)).status_code == 202
 
 
 async def test_a_large_body_is_a_413_by_its_length_and_by_its_bytes() -> None:
@@ -638,6 +693,38 @@ async def test_delete_of_a_live_run_stops_its_worker(service: Service) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_an_id_whose_deleted_run_still_stops_is_missing_not_a_fault(service: Service) -> None:
+    # what a worker that is slow to stop leaves for a while: the deleted run's command is still queued
+    service.store.members.advertise({"say": {}}, lambda: 0)
+    await service.store.members.settled()
+    await service.run({"handler": "say", "id": "r", "input": {"text": "a"}}, headers={"prefer": "respond-async"})
+    assert (await service.client.delete("/v1/runs/r")).status_code == 204
+    assert await service.store.runs.find("r") is not None
+    assert (await service.client.delete("/v1/runs/r")).status_code == 404
+    assert (await service.client.post("/v1/runs/r/cancel")).status_code == 404
+
+
+async def test_a_joined_run_that_was_over_and_deleted_before_it_was_followed_runs_anew(service: Service) -> None:
+    service.store.members.advertise({"say": {}}, lambda: 0)
+    await service.store.members.settled()
+    request = {"handler": "say", "id": "r", "input": {"text": "a"}}
+    await service.run(request, headers={"prefer": "respond-async"})
+    await service.client.delete("/v1/runs/r")
+    joining = asyncio.create_task(service.run(request))
+    async with service.worker():  # which acknowledges the deleted run's command, and never runs it
+        assert (await joining).text == "a "
+
+
+async def test_a_queued_run_of_a_freed_id_has_nothing_of_the_life_before(service: Service) -> None:
+    await service.published("r", b"abc")
+    await service.store.delete("r")
+    service.store.members.advertise({"say": {}}, lambda: 0)
+    await service.store.members.settled()
+    await service.run({"handler": "say", "id": "r", "input": {"text": "a"}}, headers={"prefer": "respond-async"})
+    told = (await service.client.get("/v1/runs/r/status")).json()
+    assert (told["status"], told["bytes"], told["incarnation"], told["created_at"]) == ("queued", 0, None, None)
+
+
 # ---------------------------------------------------------------- limits, drain, trouble
 
 
@@ -733,6 +820,7 @@ async def test_a_broker_that_is_away_is_a_503(service: Service, monkeypatch: pyt
             assert response.headers["retry-after"] == "3"
         problem(await service.client.get("/readyz"), 503, "not-ready")
         assert (await service.client.get("/healthz")).status_code == 200
+        assert (await service.client.head("/healthz")).status_code == 200
         monkeypatch.undo()
         assert (await service.client.get("/readyz")).json() == {"status": "ready"}
 
@@ -770,6 +858,8 @@ async def test_the_description_needs_no_other_address(service: Service) -> None:
     paths = {path: set(verbs) for path, verbs in api["paths"].items()}
     assert paths["/v1/runs"] == {"get", "post"}
     assert paths["/v1/runs/{id}"] == {"get", "delete"}
+    members = api["components"]["schemas"]["Problem"]["properties"]
+    assert all(member["description"] for member in members.values())
     assert {"/v1/runs/{id}/status", "/v1/runs/{id}/cancel", "/healthz", "/readyz"} <= set(paths)
     assert {parameter["name"] for parameter in api["paths"]["/v1/runs/{id}"]["get"]["parameters"]} == {
         "id",

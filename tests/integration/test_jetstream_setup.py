@@ -205,7 +205,9 @@ async def test_files_that_are_missing_or_something_else(nats_server: NatsServer,
     assert "creds_file" in await refused(f"{nats_server.url}?creds=/nonexistent", BrokerRefused)
     assert "not a credentials file" in await refused(f"{nats_server.url}?creds={tmp_path}/creds", BrokerRefused)
     assert "tls_ca" in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, tls_ca="/nonexistent"))
+    assert "TLS files" in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, tls_cert=f"{tmp_path}/creds"))
     assert "SU" in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, nkey_seed="UABC"))
+    assert "HUSH" not in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, nkey_seed="SUAHUSHHUSH"))
 
 
 async def test_the_second_of_two_servers_serves(nats_server: NatsServer) -> None:

@@ -93,7 +93,7 @@ def test_input_is_json_or_a_file_of_it(tmp_path: Path) -> None:
     assert parse_input('{"a": [1]}') == {"a": [1]}
     assert parse_input(f"@{file}") == {"text": "é"}
     file.write_bytes(b"\xff")
-    for wrong in ("{", "@/nowhere/at/all", f"@{file}", "[" * 100_000):
+    for wrong in ("{", "@/nowhere/at/all", f"@{file}", "[" * 100_000, "NaN", "1e999", '"\\ud800"'):
         with pytest.raises(Usage):
             parse_input(wrong)
 
@@ -174,6 +174,10 @@ def test_an_ending_and_a_pause_are_read() -> None:
         ["worker", "--handlers", "no.such.module:x"],
         ["run", "echo"],
         ["run", "echo", "--input", "{"],
+        ["run", "echo", "--input", "{}", "--ttl", "nan"],
+        ["run", "echo", "--input", "{}", "--gateway", "http://[::1"],
+        ["publish", "a", "--ttl", "0"],
+        ["publish", "a", "--ttl", "-1"],
         ["demo", "--exit", "--store", "memory://"],
         ["demo", "--exit", "--store", "nonsense"],
         ["demo", "--input", "/nowhere"],
@@ -184,6 +188,7 @@ def test_a_wrong_call_is_one_line_and_2(arguments: list[str], capfd: pytest.Capt
     out, err = capfd.readouterr()
     assert err.startswith("tailrace: ")
     assert err.count("\n") == 1
+    assert "[internal]" not in err
     assert out == "" or arguments[0] == "demo"
 
 

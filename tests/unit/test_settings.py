@@ -44,7 +44,11 @@ def test_arguments_win_over_the_environment_and_that_over_a_file(
         ("LEASE_TTL", "nan", ["TAILRACE_LEASE_TTL='nan'", "seconds"]),
         ("LEASE_TTL", "-1", ["TAILRACE_LEASE_TTL='-1'", "greater than 0"]),
         ("LOG_LEVEL", "loud", ["TAILRACE_LOG_LEVEL='loud'", "'debug', 'info', 'warning' or 'error'"]),
-        ("NATS_PREFIX", "A B", ["TAILRACE_NATS_PREFIX='A B'"]),
+        ("NATS_PREFIX", "A B", ["TAILRACE_NATS_PREFIX='A B': must match"]),
+        ("HOST", "", ["TAILRACE_HOST=''", "at least 1 character"]),  # it would be every address
+        ("SEND_BUFFER", "10TB", ["TAILRACE_SEND_BUFFER='10TB'", "2147483647"]),
+        ("USER_TIMEOUT", "1e9", ["TAILRACE_USER_TIMEOUT='1e9'", "seconds"]),
+        ("MAX_TTL", "1e300", ["TAILRACE_MAX_TTL='1e300'", "seconds"]),
         ("DEFAULT_TTL", "100000", ["TAILRACE_DEFAULT_TTL=100000", "TAILRACE_MAX_TTL=86400"]),
         ("FLUSH_INTERVAL", "20", ["TAILRACE_FLUSH_INTERVAL=20", "TAILRACE_KEEPALIVE_INTERVAL=15"]),
     ],

@@ -193,7 +193,7 @@ class Client(NatsClient):
         try:
             async with asyncio.timeout(2.0):
                 await self.close()
-        except (OSError, errors.Error):
+        except (OSError, errors.Error, AssertionError):  # the last: it never came as far as a server
             pass
         except asyncio.CancelledError:  # of a future that the reconnecting task shares, perhaps
             if (task := asyncio.current_task()) is not None and task.cancelling():

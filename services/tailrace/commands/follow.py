@@ -115,7 +115,7 @@ class Follower:
             yield response
 
     def _url(self) -> str:
-        return f"{self._base()}/v1/runs/{self.stream_id}"
+        return f"{self._base()}{run_path(self.stream_id)}"
 
     def _position(self) -> dict[str, str]:
         if self._cursor:
@@ -175,7 +175,7 @@ class Follower:
             return False
         if status in ENDED and (ended := bad_ending(told)) is not None:
             raise ended
-        return status is Status.DONE
+        return status is Status.DONE and told["bytes"] == self.offset  # below it: the next request says so
 
     async def _pause(self, error: TailraceError, at_least: float = 0) -> None:
         now = asyncio.get_running_loop().time()
@@ -188,6 +188,11 @@ class Follower:
         # a named pause is kept to within jitter, but never beyond what is left of the patience
         pause = min(at_least, LONGEST_PAUSE) + random.uniform(0, longest)
         await asyncio.sleep(min(pause, self._deadline - now))
+
+
+def run_path(stream_id: str, what: str = "") -> str:
+    """The path of a run. ``.`` and ``..`` are ids, and clients fold paths that hold them."""
+    return f"/v1/runs/{stream_id.replace('.', '%2E') if not stream_id.strip('.') else stream_id}{what}"
 
 
 def problem(response: httpx.Response) -> TailraceError:

@@ -13,7 +13,7 @@ import httpx
 import typer
 
 from tailrace.commands import options, output
-from tailrace.commands.follow import Unreachable, new_client, problem
+from tailrace.commands.follow import Unreachable, new_client, problem, run_path
 from tailrace.commands.options import Where
 from tailrace.commands.runtime import Stop, opened, quiet_logs, run
 from tailrace.errors import StreamNotFound
@@ -125,7 +125,7 @@ def _show(told: dict[str, Any], as_json: bool) -> None:
 
 
 def _path(stream_id: str, what: str = "") -> str:
-    return f"/v1/runs/{validate_stream_id(stream_id)}{what}"
+    return run_path(validate_stream_id(stream_id), what)
 
 
 async def _answer(client: httpx.AsyncClient, method: str, path: str, stream_id: str | None = None) -> httpx.Response:

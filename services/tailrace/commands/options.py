@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ Host = Annotated[str | None, typer.Option("--host", help="The gateway's address.
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="The gateway's port. [TAILRACE_PORT, 8080]")]
 GatewayUrl = Annotated[str | None, typer.Option("--gateway", metavar="URL", help="A gateway, as http://host:port.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Ttl = Annotated[float | None, typer.Option("--ttl", help="Seconds to keep the stream after its last byte.")]
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a gateway may listen everywhere; a client has to go somewhere
 
@@ -48,10 +50,23 @@ def at_gateway(gateway: str | None, host: str | None, port: int | None) -> Where
         return Where(settings, http_url(_ANY.get(settings.host, settings.host), settings.port))
     if host is not None or port is not None:
         raise Usage("--gateway and --host or --port are given", hint="The URL says both; pass it alone.")
-    parts = urlsplit(gateway)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if not _is_url(gateway):
         raise Usage(f"Not a gateway's URL: {gateway!r}", hint="Write it as http://127.0.0.1:8080")
     return Where(settings, gateway.rstrip("/"))
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that does not close, a port that is none
+        return False
+
+
+def check_ttl(ttl: float | None) -> None:
+    """Raise `Usage` for a time to live that is none."""
+    if ttl is not None and not 0 < ttl < math.inf:
+        raise Usage(f"Not a time to live: {ttl:g}", hint="Pass --ttl with a number of seconds above 0.")
 
 
 def http_url(host: str, port: int) -> str:

@@ -19,13 +19,26 @@ class ReaderGone(Exception):
     """Whoever read standard output has closed it. Not an `OSError`: typer would make an exit of its own of that."""
 
 
+class OutputFailed(TailraceError):
+    """Standard output cannot be written."""
+
+    code = "output-failed"
+    hint = "Write to somewhere with room, and run the command again."
+
+    @classmethod
+    def of(cls, error: OSError) -> OutputFailed:
+        return cls(f"Standard output cannot be written: {error.strerror}")
+
+
 def data(text: str) -> None:
-    """A line of data, out at once: somebody may wait for it behind a pipe. Raises `ReaderGone`."""
+    """A line of data, out at once: somebody may wait for it behind a pipe. Raises `ReaderGone`, `OutputFailed`."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise ReaderGone from None
+    except OSError as error:
+        raise OutputFailed.of(error) from None
 
 
 def note(text: str) -> None:

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import deque
 
-from tailrace.commands.output import ReaderGone
+from tailrace.commands.output import OutputFailed, ReaderGone
 
 BLOCK = 64 * 1024
 WAITING = 32  # blocks read ahead
@@ -81,13 +81,15 @@ class Output:
         threading.Thread(target=self._write, name="stdout", daemon=True).start()
 
     async def write(self, data: bytes) -> None:
-        """Return once all of it is written. Raises `ReaderGone`, and `OSError` where it cannot be written else."""
+        """Return once all of it is written. Raises `ReaderGone`, and `OutputFailed` where it cannot be written else."""
         written: asyncio.Future[None] = self._loop.create_future()
         self._jobs.put((data, written))
         try:
             await written
         except BrokenPipeError:
             raise ReaderGone from None
+        except OSError as error:
+            raise OutputFailed.of(error) from None
 
     def _write(self) -> None:
         while True:

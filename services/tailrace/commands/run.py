@@ -24,12 +24,13 @@ def run(
     input: Annotated[str, typer.Option("--input", metavar="JSON|@FILE", help="Its input; @- is standard input.")],
     id: Annotated[str | None, typer.Option("--id", help="The stream's id; the same request again joins it.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="The stream's format.")] = None,
-    ttl: Annotated[float | None, typer.Option("--ttl", help="Seconds to keep it after its last byte.")] = None,
+    ttl: options.Ttl = None,
     gateway: options.GatewayUrl = None,
     host: options.Host = None,
     port: options.Port = None,
 ) -> int:
     """Run HANDLER at a gateway and stream what it writes to standard output; 0 if it is done, 1 if it ended badly."""
+    options.check_ttl(ttl)
     stream_id = validate_stream_id(id if id is not None else secrets.token_hex(9))
     request: dict[str, Any] = {"id": stream_id, "handler": handler, "input": parse_input(input)}
     request |= {name: value for name, value in (("format", format), ("ttl", ttl)) if value is not None}
@@ -61,7 +62,9 @@ def parse_input(text: str) -> Any:
     try:
         if name is not None:
             text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode()
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # NaN and lone surrogates are not JSON
+        return value
     except OSError as error:
         raise Usage(f"Cannot read {name}: {error.strerror}", hint="Pass --input @FILE with a file of JSON.") from None
     except (ValueError, RecursionError) as error:

@@ -14,15 +14,13 @@ from tailrace.commands.manage import show_status
 from tailrace.commands.pipes import BLOCK, Input, Output
 from tailrace.commands.runtime import Stop, Usage, opened, quiet_logs, run
 from tailrace.decide import ending_error
-from tailrace.errors import BrokerUnavailable, SlowReader, StreamErrored, TailraceError
-from tailrace.model import Ending, Incarnation, Offset, validate_stream_id
+from tailrace.errors import BrokerUnavailable, OffsetOutOfRange, SlowReader, StreamErrored, TailraceError
+from tailrace.model import Ending, Incarnation, Offset, Status, validate_stream_id
 from tailrace.settings import load
 
 if TYPE_CHECKING:
     from tailrace.model import Lease
     from tailrace.store import LogStore
-
-Ttl = Annotated[float | None, typer.Option("--ttl", help="Seconds to keep the stream after its last byte.")]
 
 
 def publish(
@@ -31,11 +29,12 @@ def publish(
     content_type: Annotated[
         str, typer.Option("--content-type", help="What readers are told.")
     ] = "application/octet-stream",
-    ttl: Ttl = None,
+    ttl: options.Ttl = None,
     json: options.Json = False,
 ) -> int:
     """Publish standard input as the stream ID, byte for byte, as it comes; done at its end."""
     validate_stream_id(stream_id)
+    options.check_ttl(ttl)
     settings = load(store=store)
     quiet_logs(settings)
 
@@ -172,6 +171,9 @@ async def _read_once(
                 await sink.write(body)
                 written = True
             elif reader.ending is not None:
+                length = reader.info.bytes
+                if reader.ending.status is Status.DONE and isinstance(start, Offset) and start.bytes > length:
+                    raise OffsetOutOfRange(f"{stream_id} ended at {length} bytes, below the offset {start.bytes}")
                 return reader.ending, start
             else:
                 await reader.wait()

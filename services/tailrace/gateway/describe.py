@@ -103,9 +103,9 @@ PROBLEM_SCHEMA = {
     "type": "object",
     "required": ["type", "title", "status", "code", "detail"],
     "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
+        "type": {"type": "string", "description": "about:blank: the code says more than a URL could"},
+        "title": {"type": "string", "description": "The HTTP status in words"},
+        "status": {"type": "integer", "description": "The HTTP status"},
         "code": {"type": "string", "description": "What a program compares"},
         "detail": {"type": "string", "description": "What happened"},
         "hint": {"type": "string", "description": "What to do"},

@@ -21,10 +21,12 @@ def router(gateway: Gateway) -> APIRouter:
     """``/healthz`` and ``/readyz``."""
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", summary="Whether the process is up")
     async def healthz() -> Response:
         return JSONResponse({"status": "up"}, headers={"cache-control": "no-store"})
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", summary="Whether requests can be served", responses=_READY)
     async def readyz() -> Response:
         gateway.require_open()

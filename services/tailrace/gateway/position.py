@@ -14,6 +14,7 @@ from tailrace.gateway.problems import Problem
 from tailrace.model import Incarnation, Mark, Offset
 
 _HINT = "Pass one of cursor, or offset with incarnation; nothing reads from the beginning."
+_FRAMES = "frame is raw (the default) or sse; pass it once."
 _KNOWN = ("cursor", "offset", "incarnation", "frame")
 MAX_OFFSET = 2**40 - 1
 
@@ -31,7 +32,7 @@ def parse(stream_id: str, query: str, last_event_id: str | None) -> Position:
     values = _values(query)
     frame = values.get("frame", "raw")
     if frame not in ("raw", "sse"):
-        raise Problem("invalid-parameter", f"Unknown frame: {frame[:80]!r}", "frame is raw (the default) or sse.")
+        raise Problem("invalid-parameter", f"Unknown frame: {frame[:80]!r}", _FRAMES)
     start = _start(values)
     if isinstance(start, str) and start:
         Mark.parse(stream_id, start)
@@ -44,7 +45,8 @@ def _values(query: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for name, given in parse_qs(query, keep_blank_values=True).items():
         if name in _KNOWN and len(given) > 1:
-            raise Problem("invalid-position", f"{name} is given {len(given)} times", _HINT)
+            code, hint = ("invalid-parameter", _FRAMES) if name == "frame" else ("invalid-position", _HINT)
+            raise Problem(code, f"{name} is given {len(given)} times", hint)
         values[name] = given[0]
     return values
 
@@ -61,7 +63,8 @@ def _start(values: dict[str, str]) -> str | Offset:
 
 def _offset(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 13 or int(text) > MAX_OFFSET:
-        raise Problem("invalid-position", f"Not an offset: {text[:80]!r}", "offset is a whole number of bytes from 0.")
+        hint = f"offset is a whole number of bytes, from 0 to {MAX_OFFSET}."
+        raise Problem("invalid-position", f"Not an offset: {text[:80]!r}", hint)
     return int(text)
 
 

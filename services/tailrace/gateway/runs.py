@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from tailrace import logs
 from tailrace.contracts import Reader
-from tailrace.errors import ClaimTimeout, RunError, StreamNotFound, TailraceError
+from tailrace.errors import ClaimTimeout, RunError, StreamDeleted, StreamNotFound, TailraceError
 from tailrace.gateway import describe, problems
 from tailrace.gateway.framing import EVENT_STREAM, Raw, Sse, is_text
 from tailrace.gateway.live import Gateway
@@ -28,7 +28,7 @@ NO_STORE = {"cache-control": "no-store"}
 # a stored header must not speak for this connection, nor for the body's length
 _OURS = frozenset(
     """connection keep-alive transfer-encoding upgrade trailer te date server set-cookie content-type content-length
-    content-encoding etag x-resumable-stream-id tailrace-incarnation""".split()  # noqa: SIM905
+    content-encoding etag x-resumable-stream-id tailrace-incarnation""".split()  # noqa: SIM905 - a list of words reads best as words
 )
 
 
@@ -43,6 +43,8 @@ def _whereabouts(stream_id: str) -> dict[str, str]:
 
 def status_of(info: StreamInfo) -> dict[str, Any]:
     """A stream's status as JSON members; times are RFC 3339."""
+    if info.status is Status.QUEUED:  # what else is known of the id belongs to a life that is over
+        info = StreamInfo(info.stream_id, info.status)
     members: dict[str, Any] = {"id": info.stream_id, "status": info.status.value}
     if info.code is not None and info.status is not Status.DONE:
         members |= {"code": info.code, "message": info.message}
@@ -76,7 +78,8 @@ def router(gateway: Gateway) -> APIRouter:
     add(one, handlers.read, methods=["GET"], **describe.READ)
     add(one, handlers.read, methods=["HEAD"], include_in_schema=False)
     add(one, handlers.delete, methods=["DELETE"], **describe.DELETE)
-    add("/v1/runs/{rest:path}", handlers.nothing, methods=["GET", "HEAD", "POST", "DELETE"], include_in_schema=False)
+    add("/v1/runs", handlers.neither, methods=_ANY, include_in_schema=False)
+    add("/v1/runs/{rest:path}", handlers.nothing, methods=_ANY, include_in_schema=False)
     return routes
 
 
@@ -94,7 +97,7 @@ class Runs:
         stream_id = submission.command.stream_id
         position = parse(stream_id, request.url.query, request.headers.get("last-event-id"))
         await submission.accept()
-        if "respond-async" in request.headers.get("prefer", "").lower():
+        if _prefers_async(request):
             headers = _whereabouts(stream_id) | NO_STORE | {"preference-applied": "respond-async"}
             return JSONResponse({"id": stream_id, "location": location(stream_id)}, 202, headers)
         try:
@@ -137,8 +140,15 @@ class Runs:
                 return _bare(304, headers)
             headers.append(("content-length", str(info.bytes - _start_of(stream_id, position))))
         framing = Sse(is_text(info.content_type)) if position.sse else Raw()
-        body = request.method != "HEAD"
-        return StreamResponse(self._gateway, reader, framing, raw_headers(headers), finite=ended, with_body=body)
+        return StreamResponse(
+            self._gateway,
+            reader,
+            framing,
+            raw_headers(headers),
+            finite=ended,
+            with_body=request.method != "HEAD",
+            offset=position.start.bytes if isinstance(position.start, Offset) else 0,
+        )
 
     async def status(self, id: str) -> Response:
         return JSONResponse(status_of(await self._require(id)), headers=NO_STORE)
@@ -182,7 +192,10 @@ class Runs:
         """Write the ending of a run that nobody serves. Whoever moved it meanwhile wins: the caller looks again."""
         if info.status is Status.QUEUED:
             ending = self._store.acquire(info.stream_id, run=info.run or _NO_RUN, ending=CANCELLED)
-            await self._gateway.bounded(ending)
+            try:
+                await self._gateway.bounded(ending)
+            except StreamDeleted:  # what is queued still is the command of a run that ended and was deleted
+                raise StreamNotFound(f"Stream not found: {info.stream_id}") from None
         else:
             await self._gateway.bounded(self._store.takeover(info.stream_id, info.epoch, CANCELLED))
         _log.info("cancel-accepted", **logs.of(info))
@@ -199,10 +212,14 @@ class Runs:
             await self._gateway.bounded(self._store.runs.cancel(info.owner, id))
         return Response(status_code=204, headers=NO_STORE)
 
+    async def neither(self) -> Response:
+        raise HTTPException(405, headers={"allow": "GET, POST"})
+
     async def nothing(self, rest: str) -> Response:
         """Whatever else stands where an id is expected: mostly an id with a character that ids do not have."""
-        validate_stream_id(rest)
-        raise HTTPException(405, headers={"allow": "GET, HEAD, DELETE"})
+        stream_id, _, what = rest.partition("/")
+        validate_stream_id(stream_id if what in _ALLOWED else rest)
+        raise HTTPException(405, headers={"allow": _ALLOWED.get(what, "GET, HEAD, DELETE")})
 
     async def _require(self, stream_id: str) -> StreamInfo:
         validate_stream_id(stream_id)
@@ -214,6 +231,8 @@ class Runs:
 
 
 _NO_RUN = RunRef("", "", "")
+_ALLOWED = {"status": "GET", "cancel": "POST"}
+_ANY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 def _headers(info: StreamInfo, position: Position) -> list[tuple[str, str]]:
@@ -229,6 +248,12 @@ def _headers(info: StreamInfo, position: Position) -> list[tuple[str, str]]:
         ("x-resumable-stream-id", info.stream_id),
         ("tailrace-incarnation", str(info.incarnation)),
     ]
+
+
+def _prefers_async(request: Request) -> bool:
+    """Whether ``respond-async`` is among the preferences (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
 
 
 def _is_clean(text: str) -> bool:

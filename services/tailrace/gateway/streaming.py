@@ -26,11 +26,11 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace import logs
 from tailrace.contracts import Reader
-from tailrace.errors import SlowReader, TailraceError
+from tailrace.errors import OffsetOutOfRange, SlowReader, TailraceError
 from tailrace.gateway.framing import Framing
 from tailrace.gateway.live import Gateway
 from tailrace.gateway.problems import Problem
-from tailrace.model import Ending
+from tailrace.model import Ending, Status
 
 _log = logs.get("tailrace.gateway")
 HANDOFF = "tailrace.handoff"
@@ -51,7 +51,15 @@ class StreamResponse(Response):
     """A stream as a response. Whoever makes one hands its reader over: it is closed when the response ends."""
 
     def __init__(
-        self, gateway: Gateway, reader: Reader, framing: Framing, headers: RawHeaders, *, finite: bool, with_body: bool
+        self,
+        gateway: Gateway,
+        reader: Reader,
+        framing: Framing,
+        headers: RawHeaders,
+        *,
+        finite: bool,
+        with_body: bool,
+        offset: int = 0,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -61,6 +69,7 @@ class StreamResponse(Response):
         self._reader = reader
         self._framing = framing
         self._finite = finite  # has a length: a drain lets it come to its end
+        self._offset = offset  # where the client stands: an ending below is not the end of what it has
         self._with_body = with_body
         self._sleep: asyncio.Future[None] | None = None
         self._sending = False
@@ -152,6 +161,10 @@ class StreamResponse(Response):
             await self._pace(now + pause)
 
     def _end(self, ending: Ending) -> bytes | None:
+        length = self._reader.info.bytes
+        if ending.status is Status.DONE and length < self._offset:
+            told = f"The stream ended at {length} bytes, below the offset {self._offset}"
+            return self._stop(OffsetOutOfRange(told, length=length))
         last = self._framing.end(self._reader, ending)
         if last is None:
             _log.info("body-cut", reason=ending.code, **logs.of(self._reader.info))

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -39,6 +40,11 @@ from tailrace.model import Offset, Status, StreamInfo, validate_stream_id
 
 _log = logs.get("tailrace.gateway")
 FORMATS = ("bytes", "text")
+_JSON = 'Send {"handler": …, "input": …} in UTF-8.'
+_HINT = "Send handler and input, and optionally id, format and ttl."
+_MAX_DIGITS = 4000  # of an integer; Python itself refuses longer ones, in words for programmers
+_FIRST_LOOK_S = 1.0
+_ATTEMPTS = 4
 REFUSALS = frozenset({InvalidInput.code, UnknownFormat.code})
 
 
@@ -62,6 +68,11 @@ async def read_request(request: Request, gateway: Gateway) -> tuple[Command, boo
     if kind != "application/json":
         told = f"The content type is {kind[:80]!r}" if kind else "There is no content type"
         raise Problem("unsupported-media-type", told, "Send JSON with Content-Type: application/json.")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise Problem(
+            "unsupported-media-type", f"The content encoding is {coding[:80]!r}", "Send the JSON as it is, not encoded."
+        )
     limits = gateway.store.limits
     wanted = _validate(_parse(await _body(request, gateway.settings.max_request_bytes)))
     if wanted.ttl is not None and wanted.ttl > limits.max_ttl:
@@ -96,12 +107,11 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        told = (
-            "The body is nested too deeply" if isinstance(error, RecursionError) else f"The body is not JSON: {error}"
-        )
-        raise Problem("invalid-json", told, 'Send {"handler": …, "input": …} in UTF-8.') from None
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
+    except RecursionError:
+        raise Problem("invalid-json", "The body is nested too deeply", _JSON) from None
+    except ValueError as error:
+        raise Problem("invalid-json", f"The body is not JSON: {error}", _JSON) from None
 
 
 def _no_constant(text: str) -> Any:
@@ -115,20 +125,35 @@ def _finite(text: str) -> float:
     return value
 
 
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """One text for equal values, in UTF-8: escapes would make it up to twice as long as it came."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    except RecursionError:
+        raise Problem("invalid-json", "The body is nested too deeply", _JSON) from None
+    except UnicodeEncodeError:
+        fault = {"path": [], "message": "A string has half of a surrogate pair", "type": "string_unicode"}
+        raise InvalidInput("The input holds what is no character", errors=[fault]) from None
 
 
 def _validate(value: Any) -> RunRequest:
-    if isinstance(value, dict) and value.get("id") is not None:
+    if not isinstance(value, dict):
+        fault = {"path": [], "message": "Input should be an object", "type": "dict_type"}
+        raise Problem("invalid-request", "The body does not describe a run", _HINT, errors=[fault])
+    if value.get("id") is not None:
         validate_stream_id(value["id"])
     try:
         return RunRequest.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         errors = [{"path": [*item["loc"]], "message": item["msg"], "type": item["type"]} for item in found]
-        hint = "Send handler and input, and optionally id, format and ttl."
-        raise Problem("invalid-request", "The body does not describe a run", hint, errors=errors) from None
+        raise Problem("invalid-request", "The body does not describe a run", _HINT, errors=errors) from None
 
 
 class Submission:
@@ -178,6 +203,14 @@ class Submission:
     async def claimed(self, start: str | Offset, receive: Receive) -> Reader:
         """A reader on the run's stream, once a worker has claimed it. Raises `ClaimTimeout`, `RunConflict`, and
         `InvalidInput` or `UnknownFormat` where the worker turned the run down."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return await self._claimed(start, receive)
+            except StreamNotFound:  # somebody else's, which this request had joined, is over and deleted
+                await self.accept()
+        return await self._claimed(start, receive)
+
+    async def _claimed(self, start: str | Offset, receive: Receive) -> Reader:
         reader = await claimed(self._gateway, self.command.stream_id, start, receive)
         try:
             info = reader.info
@@ -195,14 +228,25 @@ class Submission:
 
 
 async def claimed(gateway: Gateway, stream_id: str, start: str | Offset, receive: Receive) -> Reader:
-    """A reader on a stream that is there or queued. Raises `ClaimTimeout` where no worker claims it in time, and
-    what `Gateway.patiently` raises."""
-    wait = gateway.settings.claim_timeout
-    try:
-        opening = gateway.bounded(gateway.store.open(stream_id, start, wait=wait), wait)
-        return await gateway.patiently(opening, receive)
-    except StreamNotFound:
-        raise ClaimTimeout(f"No worker claimed {stream_id} in {wait:g} s") from None
+    """A reader on a stream that is there or queued. Raises `ClaimTimeout` where no worker claims it in time,
+    `StreamNotFound` where it is not even queued any more, and what `Gateway.patiently` raises.
+
+    A stream may come, end and be deleted before this gateway follows it, and then nobody will ever claim it: so now and
+    then, and ever more rarely, the queue is asked.
+    """
+    store, loop = gateway.store, asyncio.get_running_loop()
+    until = loop.time() + gateway.settings.claim_timeout
+    look = _FIRST_LOOK_S
+    while True:
+        wait = min(look, max(until - loop.time(), 0))
+        try:
+            return await gateway.patiently(gateway.bounded(store.open(stream_id, start, wait=wait), wait), receive)
+        except StreamNotFound:
+            if await gateway.bounded(store.runs.find(stream_id)) is None:
+                return await gateway.bounded(store.open(stream_id, start))  # claimed in between, or gone
+        if loop.time() >= until:
+            raise ClaimTimeout(f"No worker claimed {stream_id} in {gateway.settings.claim_timeout:g} s")
+        look *= 2
 
 
 def _refusal(info: StreamInfo) -> RunError:
