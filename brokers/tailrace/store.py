@@ -58,6 +58,8 @@ from tailrace.writer import Writer
 logger = logging.getLogger("tailrace.store")
 T = TypeVar("T")
 
+MOST_FENCED = 1024  # superseded leases that are remembered
+
 
 class LogStore:
     """Streams on a log. ``request_timeout`` (seconds) bounds what a new request waits for the broker."""
@@ -84,6 +86,7 @@ class LogStore:
         self._writers: dict[str, Writer] = {}
         self._leases: dict[str, Lease] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._fenced: dict[str, Lease] = {}
         self._ending: set[str] = set()
         self._due: dict[str, asyncio.Task[State]] = {}
         self._quiet = QuietStreams()
@@ -224,11 +227,22 @@ class LogStore:
         self.tails.wrote(writer.lease.stream_id, writer.state.position)
         if writer.is_over and not writer.busy:
             self._writers.pop(writer.lease.token, None)
-            # a superseded lease is remembered, so that whoever still uses it without naming it is told why
-            superseded = isinstance(writer.failure, StreamSuperseded)
-            if not superseded and self._leases.get(writer.lease.stream_id) == writer.lease:
-                del self._leases[writer.lease.stream_id]
+            if self._leases.get(writer.lease.stream_id) == writer.lease:
+                self._let_go(writer)
             self.sealer.offer(writer.lease.stream_id)
+
+    def _let_go(self, writer: Writer) -> None:
+        """Forget a lease that is over; one that was superseded only after many others, so that whoever still uses it
+        without naming it is told why."""
+        stream_id = writer.lease.stream_id
+        if isinstance(writer.failure, StreamSuperseded):
+            self._fenced[stream_id] = writer.lease
+            if len(self._fenced) <= MOST_FENCED:
+                return
+            stream_id = next(iter(self._fenced))
+        lease = self._fenced.pop(stream_id, writer.lease)
+        if self._leases.get(stream_id) == lease:
+            del self._leases[stream_id]
 
     async def finalize(
         self,
