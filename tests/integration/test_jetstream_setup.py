@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import pytest
 
 from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUnsuitable, StorageFull
@@ -166,6 +170,57 @@ async def test_a_token_is_a_lone_user(tmp_path: Path) -> None:
             pass
         async with opened(server.url, replace(OPTIONS, token="t0ken")):
             pass
+
+
+class Key:
+    """An nkey of one kind, which signs JSON web tokens as the server reads them."""
+
+    def __init__(self, kind: int) -> None:
+        self.seed = nkeys.encode_seed(os.urandom(32), kind)
+        self._pair = nkeys.from_seed(bytearray(self.seed))
+        self.public = self._pair.public_key.decode()
+
+    def sign(self, subject: Key, kind: str, **facts: Any) -> str:
+        claims = {"jti": "x", "iat": 1, "iss": self.public, "name": kind, "sub": subject.public}
+        claims["nats"] = {"type": kind, "version": 2, **facts}
+        parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, claims)]
+        signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+        return (signed + b"." + base64.urlsafe_b64encode(self._pair.sign(signed)).rstrip(b"=")).decode()
+
+
+async def test_an_nkey(tmp_path: Path) -> None:
+    key, stranger = Key(nkeys.PREFIX_BYTE_USER), Key(nkeys.PREFIX_BYTE_USER)
+    with NatsServer(tmp_path, config=f"authorization {{ users: [{{ nkey: {key.public} }}] }}") as server:
+        told = await refused(server.url, BrokerRefused, replace(OPTIONS, nkey_seed=stranger.seed.decode()))
+        assert stranger.seed.decode() not in told
+        async with opened(f"{server.url}?nkey={key.seed.decode()}") as broker:
+            await restarted(server, broker)
+            await broker.beats.send("m", b"1")
+
+
+async def test_a_credentials_file(tmp_path: Path) -> None:
+    operator, account = Key(nkeys.PREFIX_BYTE_OPERATOR), Key(nkeys.PREFIX_BYTE_ACCOUNT)
+    user, stranger = Key(nkeys.PREFIX_BYTE_USER), Key(nkeys.PREFIX_BYTE_USER)
+    limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1) | {"wildcards": True}
+    limits |= dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+    system = Key(nkeys.PREFIX_BYTE_ACCOUNT)
+    preload = f"{account.public}: {operator.sign(account, 'account', limits=limits)}, "
+    preload += f"{system.public}: {operator.sign(system, 'account')}"
+    config = f"operator: {operator.sign(operator, 'operator')}\nsystem_account: {system.public}\n"
+    config += f"resolver: MEMORY\nresolver_preload: {{ {preload} }}"
+    files = {}
+    for name, key in (("good", user), ("wrong", stranger)):
+        files[name] = tmp_path / f"{name}.creds"
+        token = account.sign(user, "user", subs=-1, data=-1, payload=-1)
+        files[name].write_text(
+            f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+            f"-----BEGIN USER NKEY SEED-----\n{key.seed.decode()}\n------END USER NKEY SEED------\n"
+        )
+    with NatsServer(tmp_path / "nats", config=config) as server:
+        await refused(server.url, BrokerRefused, replace(OPTIONS, creds_file=str(files["wrong"])))
+        async with opened(f"{server.url}?creds={files['good']}") as broker:
+            await restarted(server, broker)
+            await broker.beats.send("m", b"1")
 
 
 async def test_a_forbidden_subject_is_named_at_once(tmp_path: Path) -> None:
