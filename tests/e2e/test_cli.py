@@ -17,6 +17,7 @@ Complaint = Callable[[Any], str]
 SLOW = '{"text": "0123456789abcdefghij", "rate": 5, "chunk": 1}'
 
 HANDLERS = """
+import asyncio
 from collections.abc import AsyncIterator
 from pydantic import BaseModel
 from tailrace.worker import handler
@@ -33,6 +34,15 @@ async def count(input: Count) -> AsyncIterator[str]:
 async def breaks(input: Count) -> AsyncIterator[str]:
     yield "so far"
     raise ValueError("out of\\nnumbers")
+
+@handler()
+async def stays(input: Count) -> AsyncIterator[str]:
+    yield "still here"
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
 """
 
 
@@ -243,6 +253,18 @@ def test_sigterm_drains_a_gateway_and_a_worker(cli: Any, server: NatsServer) -> 
     worker.terminate()
     assert got + run.stdout.read() == b"0123456789abcdefghij"
     assert run.wait() == 0
+    assert worker.wait() == 0
+
+
+def test_a_handler_that_ignores_its_cancellation_does_not_hold_its_worker(cli: Any, server: NatsServer) -> None:
+    (cli.folder / "mine.py").write_text(HANDLERS)
+    worker = cli.serve("worker", "--store", server.url, "--handlers", "mine", DRAIN_TIMEOUT="0")
+    gateway = cli.serve("gateway", "--store", server.url, "--port", "0")
+    run = cli.start("run", "stays", "--input", '{"to": 1}', "--id", "r", "--gateway", gateway.url)
+    assert run.stdout.read(10) == b"still here"
+    worker.terminate()
+    assert run.wait() == 1
+    assert b"[worker-stopped]" in run.stderr.read()
     assert worker.wait() == 0
 
 

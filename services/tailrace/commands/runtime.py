@@ -8,7 +8,9 @@ as one line.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from tailrace.settings import Settings
 if TYPE_CHECKING:
     from tailrace.store import LogStore
 
+LAST_WAIT = 2.0  # seconds, for tasks that are cancelled when all is done
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -58,7 +61,21 @@ class Stop:
 def run(command: Callable[[Stop], Coroutine[Any, Any, int]]) -> int:
     """Run a command to its exit status, on uvloop where there is one."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_signalled(command))
+        status = runner.run(_signalled(command))
+        if runner.run(_is_held()):
+            # the runner would wait for it, for ever; all that was to be closed is closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return status
+
+
+async def _is_held() -> bool:
+    """Whether a task ignores its cancellation: a handler of the user's may."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    return bool(left) and bool((await asyncio.wait(left, timeout=LAST_WAIT))[1])
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
