@@ -25,7 +25,7 @@ from tailrace import decide
 from tailrace.errors import BrokerUnavailable, SlowReader, StreamNotFound, TailraceError
 from tailrace.fold import State, Verdict, fold
 from tailrace.model import Ending, Entry, Incarnation, Limits, Mark, Offset, StreamInfo
-from tailrace.records import Kind, Stored
+from tailrace.records import Stored
 
 logger = logging.getLogger("tailrace.fanout")
 
@@ -116,7 +116,7 @@ class Tail:
         self.state, verdict = fold(before, stored)
         if self.ending is not None:
             return
-        if verdict is Verdict.COUNTS and stored.record.kind is Kind.CHUNKS:
+        if verdict is Verdict.COUNTS and stored.record.chunks:
             self._grow(stored)
         elif self.incarnation is None:
             self._bind()

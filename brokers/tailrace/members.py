@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from tailrace.contracts import MemberInfo
-from tailrace.errors import TailraceError
+from tailrace.errors import BrokerUnavailable, TailraceError
 from tailrace.liveness import Liveness
 from tailrace.log import Beats, Following
 
@@ -68,7 +68,10 @@ class Membership:
 
     async def _run(self) -> None:
         while True:
-            await self._beat()
+            try:
+                await self._beat()
+            except Exception:  # whatever it is: without beats, all that this process serves would be ended
+                logger.exception("a heartbeat failed")
             # the first beats come quickly, so that a process that begins to hear is soon able to judge who is there
             self._hurried = max(0, self._hurried - 1)
             pause = min(0.1, self.interval) if self._hurried else self.interval
@@ -93,7 +96,8 @@ class Membership:
         try:
             await self._beats.send(self._id, json.dumps(body, separators=(",", ":")).encode())
         except TailraceError as error:
-            logger.debug("heartbeat not stored: %s", error)
+            level = logging.DEBUG if isinstance(error, BrokerUnavailable) else logging.WARNING
+            logger.log(level, "heartbeat not stored: %s", error)
 
     def _heard(self, time_ms: int, payload: bytes) -> None:
         try:
@@ -133,10 +137,6 @@ class Membership:
 
     def advertise(self, handlers: Mapping[str, Any], free_slots: Callable[[], int]) -> None:
         self._handlers, self._free_slots = handlers, free_slots
-        self._now.set()
-
-    def refresh(self) -> None:
-        """Beat now: what this process says of itself has changed."""
         self._now.set()
 
     def alive(self) -> Sequence[MemberInfo]:

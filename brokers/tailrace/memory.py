@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from tailrace.contracts import Capabilities
+from tailrace.decide import ends_a_life
 from tailrace.errors import StorageFull
 from tailrace.log import AppendRefused
 from tailrace.members import Membership
 from tailrace.memory_runs import MemoryRunQueue
 from tailrace.model import Incarnation, Limits
-from tailrace.records import Kind, Record, Stored
+from tailrace.records import Record, Stored
 from tailrace.store import LogStore
 
 CAPABILITIES = Capabilities(shared=False, durable=False)
@@ -86,7 +87,7 @@ class MemoryLog:
         if broker.max_total_bytes is not None and broker.total_bytes + size > broker.max_total_bytes:
             raise StorageFull(f"The memory store is full: {broker.total_bytes} of {broker.max_total_bytes} bytes")
         stored = Stored(broker.next_position(), previous, broker.now(), record)
-        if record.kind in (Kind.TOMBSTONE, Kind.EXPIRY):
+        if ends_a_life(record):
             broker.total_bytes -= sum(len(chunk) for old in log for chunk in old.record.chunks)
             broker.logs[record.stream_id] = [stored]  # nobody reads what is gone; the next life counts on from here
         else:
@@ -114,8 +115,7 @@ class MemoryLog:
                 yield log[-1]
 
     async def count(self, below: int) -> int:
-        gone = (Kind.TOMBSTONE, Kind.EXPIRY)
-        return sum(1 for log in self._broker.logs.values() if log and log[-1].record.kind not in gone)
+        return sum(1 for log in self._broker.logs.values() if log and not ends_a_life(log[-1].record))
 
     async def write_segments(self, stream_id: str, incarnation: Incarnation, segments: Sequence[bytes]) -> None:
         self._broker.segments.setdefault((stream_id, incarnation), list(segments))

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from tailrace import decide
+from tailrace.collecting import Collector
 from tailrace.commit import Moved, Rewound, backoff, commit, insist, new_nonce
 from tailrace.contracts import Capabilities, Reader, RunQueue
 from tailrace.errors import (
@@ -92,6 +93,7 @@ class LogStore:
         self._quiet = QuietStreams()
         self._closed = False
         self.sealer = Sealer(log, self._spawn)
+        self._collector = Collector(log, self._current, self._spawn)
         self.tails = Tails(log, limits, self.sealer, self._overdue, self._spawn, linger)
         membership.quiet = self._quiet
         membership.on_tick = self._tick
@@ -122,13 +124,14 @@ class LogStore:
         headers: Sequence[tuple[str, str]] = (),
         run: RunRef | None = None,
         ending: Ending | None = None,
+        patient: bool = False,
     ) -> Acquisition:
         validate_stream_id(stream_id)
         life = self.limits.default_ttl if ttl is None else ttl
         if life > self.limits.max_ttl:
             raise TtlTooLong(f"A time to live of {life:g} s; the most is {self.limits.max_ttl:g} s")
         wanted = Claim(self._members.id, life, self.limits.max_stream_age, content_type, tuple(headers), run)
-        return await self._bounded(self._claim(stream_id, wanted, ending), self._disown)
+        return await self._bounded(self._claim(stream_id, wanted, ending), self._disown, patient=patient)
 
     async def _claim(self, stream_id: str, wanted: Claim, ending: Ending | None) -> Acquisition:
         nonce = secrets.randbits(64)
@@ -137,7 +140,7 @@ class LogStore:
             record = decide.claim(state, stream_id, nonce, wanted, ending)
             if record is None:
                 return decide.acquired(state, stream_id, None)
-            if await self._is_full():
+            if await self._collector.is_full(self.limits.max_streams):
                 state = await self._current(stream_id)
                 if decide.claim(state, stream_id, nonce, wanted, ending) is None:
                     continue
@@ -152,18 +155,10 @@ class LogStore:
                 state, _ = fold(state, Stored(position, -1, self.log.now_ms(), record))
             return self._won(stream_id, state, record)
 
-    async def _is_full(self) -> bool:
-        most = self.limits.max_streams
-        if most is None or await self.log.count(most) < most:
-            return False
-        await self.collect()
-        return await self.log.count(most) >= most
-
     async def collect(self) -> None:
         """Write the expiry of every stream whose time has passed; where nobody reads or asks, nobody else does."""
         self.tails.glance()
-        async for stored in self.log.lasts():
-            await self._current(stored.record.stream_id)
+        await self._collector.collect()
 
     def _won(self, stream_id: str, state: State, record: Record) -> Acquisition:
         acquisition = decide.acquired(state, stream_id, record)
@@ -444,12 +439,14 @@ class LogStore:
         self,
         work: Coroutine[Any, Any, T],
         given_up: Callable[[asyncio.Task[T]], Coroutine[Any, Any, None]] | None = None,
+        *,
+        patient: bool = False,
     ) -> T:
-        """Run ``work`` to its end whatever becomes of the caller, but let the caller wait only so long. Where the
-        caller goes before it ends, ``given_up`` is run with its task."""
+        """Run ``work`` to its end whatever becomes of the caller, but let the caller wait only so long (a ``patient``
+        one as long as it likes). Where the caller goes before it ends, ``given_up`` is run with its task."""
         task = self._spawn(work)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(None if patient else self._timeout):
                 return await asyncio.shield(task)
         except BaseException as error:
             if task.cancelled() and not isinstance(error, TimeoutError) and not _is_cancelled():

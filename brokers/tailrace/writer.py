@@ -254,11 +254,6 @@ class Writer:
             else:
                 self._ended.set_result(None)
 
-    async def settle(self) -> None:
-        """Return once nothing is in flight."""
-        while self._task is not None:
-            await asyncio.wait({self._task})
-
     async def abandon(self) -> None:
         """Stop writing at once; what was in flight may or may not be stored."""
         if (task := self._task) is not None:

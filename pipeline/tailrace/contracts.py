@@ -103,12 +103,15 @@ class StreamStore(Protocol):
         headers: Sequence[tuple[str, str]] = (),
         run: RunRef | None = None,
         ending: Ending | None = None,
+        patient: bool = False,
     ) -> Acquisition:
         """Atomic election: the first caller is the producer and has a lease, every later one a consumer, after the
         ending too; after delete or expiry the next caller is a producer again, in the next generation.
 
         ``ttl`` in seconds (default `Limits.default_ttl`) counts from the last append or the ending. With ``ending``
-        the stream is claimed and ended in one record (a run that is cancelled before it starts).
+        the stream is claimed and ended in one record (a run that is cancelled before it starts). An election whose
+        outcome is unknown is given up, and its stream ended, after a request's time; with ``patient`` only when this
+        call is cancelled: a worker that waits may still run what it was accepted for.
         Raises `TooManyStreams`, `TtlTooLong`.
         """
 

@@ -323,10 +323,15 @@ def info(state: State, stream_id: str) -> StreamInfo:
     )
 
 
+def ends_a_life(record: Record) -> bool:
+    """Whether nothing of the stream is left to read behind this record, which its log took."""
+    return record.kind in (Kind.TOMBSTONE, Kind.EXPIRY)
+
+
 def glance(stored: Stored) -> StreamInfo | None:
     """What a stream's last record alone tells of it, or None where there is no stream any more."""
     record = stored.record
-    if record.kind in (Kind.TOMBSTONE, Kind.EXPIRY):
+    if ends_a_life(record):
         return None
     mark = Mark(record.incarnation, record.epoch, record.end_entries, record.end_bytes)
     claim = record.claim

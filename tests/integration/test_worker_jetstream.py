@@ -23,6 +23,7 @@ from tailrace.contracts import Command
 from tailrace.embedded import find_binary
 from tailrace.jetstream import JetStreamOptions
 from tailrace.model import Status, StreamInfo
+from tailrace.records import Kind, Record
 from tailrace.store import LogStore
 from tailrace.worker import Handler, Pace, RunContext, Worker, handler
 from tailrace.worker.builtin import echo
@@ -92,6 +93,10 @@ class Server:
         login = ["--user", "me", "--pass", "s3cret"]
         log = self.directory / "log"
         self.process = subprocess.Popen([str(find_binary()), *arguments, *login, "-l", str(log)])
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -258,6 +263,33 @@ async def test_sigterm_drains(server: Server) -> None:
             info = await ended(gateway, "b")
             assert (info.status, info.code) == (Status.ERROR, "worker-stopped")
             assert await process.wait() == 0
+
+
+@pytest.mark.chaos
+async def test_a_claim_that_the_broker_answers_late_is_executed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker stops in the middle of a claim, for longer than a request waits: whoever gave up would have to end
+    the run before it began."""
+    options = StoreOptions(
+        lease_ttl=10.0, request_timeout=0.5, jetstream=JetStreamOptions(shards=2, request_timeout=0.5)
+    )
+    async with await connect(server.url, options) as store, opened(server, 10) as gateway:
+        inner, paused = store.log.append, []
+
+        async def pausing(record: Record, expected: int) -> int:
+            if record.kind is Kind.CLAIM and not paused:
+                paused.append(record)
+                server.signal(signal.SIGSTOP)
+                asyncio.get_running_loop().call_later(2.0, server.signal, signal.SIGCONT)
+            return await inner(record, expected)
+
+        monkeypatch.setattr(store.log, "append", pausing)
+        async with working(store, echo):
+            await submit(gateway, "a", "echo", input={"text": "all of it"})
+            assert await body(gateway, "a") == b"all of it"
+            assert (await ended(gateway, "a")).status is Status.DONE
+    assert paused
 
 
 @pytest.mark.chaos

@@ -147,7 +147,7 @@ def rules_decided_elsewhere(root: Path) -> list[str]:
 
     - the fold gives its function, its state as a type and an empty value, its verdicts and its endings, no more: a
       phase or a transition is not seen;
-    - no phase, epoch or generation is compared or matched;
+    - no phase, epoch or generation is compared or matched, and nobody knows the kinds of records;
     - no record is made (`decide` makes them), and no state with facts in it.
     """
     found = []
@@ -155,7 +155,7 @@ def rules_decided_elsewhere(root: Path) -> list[str]:
         if "testing" in path.relative_to(root).parts:  # the kit asserts what it may not decide
             continue
         for line, name in imports(tree):
-            if name == "tailrace.fold" or (
+            if name in ("tailrace.fold", "tailrace.records", "tailrace.records.Kind") or (
                 name.startswith("tailrace.fold.") and name.rpartition(".")[2] not in FOLD_NAMES
             ):
                 found.append(f"{path}:{line} imports {name}")
@@ -291,6 +291,7 @@ PLANTED: list[tuple[Callable[[Path], list[str]], str, str]] = [
             "import tailrace.fold",
             "from tailrace import fold",
             "def f(state):\n    return state.phase",
+            "from tailrace.records import Kind\ndef f(record):\n    return record.kind in (Kind.EXPIRY,)",
             "def f(state, lease):\n    return state.epoch > lease.epoch",
             "def f(state, lease):\n    return (state.incarnation, state.epoch) == (lease.incarnation, lease.epoch)",
             "def f(new, old):\n    return new.incarnation.generation == old.incarnation.generation + 1",

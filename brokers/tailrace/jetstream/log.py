@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from tailrace.decide import ends_a_life
 from tailrace.errors import BrokerFailed, ChunkTooLarge, CorruptRecord, RecordError, UnsupportedRecord
 from tailrace.jetstream import reading, refusals, segments
 from tailrace.jetstream.connection import Connection, Unanswered
@@ -24,7 +25,7 @@ from tailrace.jetstream.names import Names, Place
 from tailrace.jetstream.wire import PREVIOUS, SEQUENCE, header_block, message, parse_headers, stored
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
-from tailrace.records import Kind, Record, Stored, encode
+from tailrace.records import Record, Stored, encode
 
 HEADER_ROOM = 16 * 1024  # of a message's size, kept for the headers
 MAX_HEADER = 65535  # the server's own limit
@@ -152,8 +153,7 @@ class JetStreamLog:
         kept = sum(int(shard["state"].get("num_subjects", 0)) for shard in answer.get("streams") or ())
         if kept == 0 or (below is not None and kept < below):
             return kept
-        gone = (Kind.TOMBSTONE, Kind.EXPIRY)
-        return sum([1 async for stored in self.lasts() if stored.record.kind not in gone])
+        return sum([1 async for stored in self.lasts() if not ends_a_life(stored.record)])
 
     async def write_segments(self, stream_id: str, incarnation: Incarnation, segments_: Sequence[bytes]) -> None:
         await segments.write(self._connection, self._names, stream_id, incarnation, segments_)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tailrace.contracts import StreamStore
-from tailrace.errors import StreamErrored, StreamExpired, StreamNotFound, StreamSuperseded, TailraceError
+from tailrace.errors import (
+    StreamErrored,
+    StreamExpired,
+    StreamNotFound,
+    StreamSuperseded,
+    TailraceError,
+    TooManyStreams,
+)
 from tailrace.model import Limits
 from tailrace.testing.kit import (
+    PATIENCE,
     Clock,
     MakeStore,
     StoreKit,
@@ -19,6 +29,7 @@ from tailrace.testing.kit import (
     until_ending,
     until_gone,
     within,
+    write,
 )
 
 A_WHILE = 0.02  # seconds: enough for the broker's milliseconds to move on
@@ -149,6 +160,33 @@ class ExpiryContract(StoreKit):
         await lease_of(store, "short", ttl=clock.ttl)
         await expire(store, clock, "short")
         await lease_of(store, "next")
+
+    async def test_streams_of_all_sorts_make_room_one_by_one(self, make_store: MakeStore, clock: Clock) -> None:
+        """What was looked at and was not due is looked at again when it is."""
+        store = await make_store(Limits(max_streams=3, default_ttl=clock.ttl * 20, max_ttl=clock.ttl * 20))
+        await write(store, "stays", b"x")
+        await lease_of(store, "first", ttl=clock.ttl)
+        renewed = await lease_of(store, "renewed")
+        with pytest.raises(TooManyStreams):
+            await within(store.acquire("more"))
+        for _ in range(3):
+            await clock.advance(clock.ttl / 2)
+            await within(store.append("renewed", b"x", renewed))
+        async with asyncio.timeout(PATIENCE):
+            while not await self._finds_room(store, "more"):  # nobody asks for "first": a claim has to look
+                await clock.advance(0.1)
+        with pytest.raises(TooManyStreams):
+            await within(store.acquire("again"))
+        await within(store.delete("more"))
+        await lease_of(store, "more")
+        with pytest.raises(TooManyStreams):
+            await within(store.acquire("again"))
+
+    async def _finds_room(self, store: StreamStore, stream_id: str) -> bool:
+        try:
+            return (await store.acquire(stream_id)).lease is not None
+        except TooManyStreams:
+            return False
 
     async def test_a_stream_ends_at_its_longest_life(self, make_store: MakeStore, clock: Clock) -> None:
         """Which its producer cannot put off by appending."""

@@ -232,6 +232,7 @@ class Runner:
             headers=handler.headers if handler else (),
             run=RunRef(command.handler, command.digest, command.id, policy),
             ending=ending,
+            patient=True,  # given up, the run would end without having run
         )
 
     async def _execute(self, run: Run, handler: Handler, value: object, lease: Lease) -> None:
