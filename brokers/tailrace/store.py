@@ -290,10 +290,13 @@ class LogStore:
         if self._is_lost(state):  # nobody may be reading it: then this is who notices
             self._suspect(stream_id, state)
         info = decide.info(state, stream_id)
-        if info.status is Status.MISSING and (command := await self._runs.find(stream_id)) is not None:
-            run = RunRef(command.handler, command.digest, command.id, command.policy)
-            return replace(info, status=Status.QUEUED, code=None, message=None, run=run)
-        return info
+        if info.status not in (Status.MISSING, Status.EXPIRED):
+            return info
+        command = await self._runs.find(stream_id)
+        if command is None or (info.run is not None and info.run.command == command.id):
+            return info  # nothing waits, but perhaps for the command of the life that is gone to be forgotten
+        run = RunRef(command.handler, command.digest, command.id, command.policy)
+        return replace(info, status=Status.QUEUED, code=None, message=None, run=run)
 
     async def streams(self) -> AsyncIterator[StreamInfo]:
         async for stored in self.log.lasts():
