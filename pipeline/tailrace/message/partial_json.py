@@ -18,18 +18,20 @@ Rules:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final, Literal, TypeAlias
 
+from tailrace.message.errors import InvalidPartialJson
+from tailrace.wire.errors import InvalidJson, JsonTooDeep
+from tailrace.wire.jsjson import parse
+
 FieldState: TypeAlias = Literal["complete", "partial"]
 
 _LITERALS: Final = ("true", "false", "null")
 _PLAIN: Final = re.compile(r'[^"\\]+')
-_SUSPECT: Final = re.compile(r"__proto__|constructor|\\u00", re.IGNORECASE)
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 
 
@@ -67,12 +69,8 @@ def parse_partial_json(text: str, *, legacy: bool = False) -> PartialJson | None
     return scanner.parse()
 
 
-class InvalidPartialJsonError(ValueError):
-    """The scan met an object key that is no JSON string."""
-
-
 def fix_json(text: str, *, legacy: bool = False) -> tuple[str, list[str]]:
-    """The text cut and closed to be JSON, and the path to the growing value. Raises InvalidPartialJsonError."""
+    """The text cut and closed to be JSON, and the path to the growing value. Raises InvalidPartialJson."""
     scanner = PartialJsonScanner(legacy=legacy)
     scanner.feed(text)
     return scanner.fixed()
@@ -152,9 +150,9 @@ class PartialJsonScanner:
         return None if value is None else PartialJson(value, "partial", tuple(path))
 
     def fixed(self) -> tuple[str, list[str]]:
-        """As `fix_json` of all that was fed. Raises InvalidPartialJsonError."""
+        """As `fix_json` of all that was fed. Raises InvalidPartialJson."""
         if self._broken:
-            raise InvalidPartialJsonError("An object key is no JSON string")
+            raise InvalidPartialJson("An object key is no JSON string")
         closing = [self.text[: self._valid]]
         for state in reversed(self._stack):
             if state is _S.STRING:
@@ -222,8 +220,8 @@ class PartialJsonScanner:
 
     def _push_key(self, raw: str) -> None:
         try:
-            key = json.loads(f'"{raw}"')
-        except ValueError:
+            key = parse(f'"{raw}"')
+        except InvalidJson:
             self._broken = True
             return
         self._path.append(key)
@@ -335,32 +333,12 @@ class PartialJsonScanner:
 
 
 def _parse_object(text: str) -> Any:
-    """The object or array that ``text`` is, or None; one that could poison a JavaScript prototype is refused."""
+    """The object or array that ``text`` is, or None; one that could reach a prototype in JavaScript is refused."""
     try:
-        value = _loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
+        value = parse(text, secure=True)
+    except (InvalidJson, JsonTooDeep):
         return None
-    if not isinstance(value, dict | list) or (_SUSPECT.search(text) and _poisons(value)):
-        return None
-    return value
-
-
-def _poisons(root: Any) -> bool:
-    todo = [root]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, dict):
-            if "__proto__" in node or "prototype" in _object_at(node, "constructor"):
-                return True
-            todo += node.values()
-        elif isinstance(node, list):
-            todo += node
-    return False
-
-
-def _object_at(node: dict[str, Any], name: str) -> dict[str, Any]:
-    value = node.get(name)
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict | list) else None
 
 
 def _has(value: dict[str, Any] | list[Any], name: str) -> bool:
@@ -380,14 +358,3 @@ def _index(value: list[Any], name: str) -> int | None:
     if not name.isascii() or not name.isdigit() or (name != "0" and name.startswith("0")):
         return None
     return int(name) if len(name) < 16 and int(name) < len(value) else None
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= 15 else float(digits)  # beyond 15 digits JavaScript's numbers are rounded
-
-
-_loads = json.JSONDecoder(parse_constant=_constant, parse_int=_integer, strict=True).decode
