@@ -463,7 +463,7 @@ def _fill(target: _Object, value: Mapping[str, Json]) -> None:
 
 def _path_from_json(value: Json) -> Path:
     if isinstance(value, list | tuple) and all(
-        isinstance(index, int | float) and not isinstance(index, bool) and index >= 0 and index == int(index)
+        isinstance(index, int | float) and not isinstance(index, bool) and index >= 0 and float(index).is_integer()
         for index in value
     ):
         return tuple(map(int, value))

@@ -6,9 +6,10 @@ from typing import Annotated, Final
 
 from pydantic import Field, TypeAdapter
 
-from tailrace.message.chunks import Chunk, Json, chunk_from_json
+from tailrace.message.chunks import Chunk, Json, PartInit, chunk_from_json
 
 CHUNK: Final[TypeAdapter[Chunk]] = TypeAdapter(Annotated[Chunk, Field(discriminator="type")])
+PART: Final[TypeAdapter[PartInit]] = TypeAdapter(Annotated[PartInit, Field(discriminator="type")])
 
 
 def validate_chunk(value: Json) -> Chunk:
@@ -17,4 +18,8 @@ def validate_chunk(value: Json) -> Chunk:
     Raises pydantic.ValidationError, each of its errors with the path to the value that is wrong.
     """
     CHUNK.validate_python(value, by_alias=True, by_name=False)
+    if value["type"] == "part-start":
+        PART.validate_python(
+            value["part"], by_alias=True, by_name=False
+        )  # a part must say its type; the union above may not
     return chunk_from_json(value)
