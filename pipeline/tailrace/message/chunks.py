@@ -417,6 +417,8 @@ PART_TYPES: Final[dict[str, type[PartInit]]] = {
     "data": DataInit,
 }
 
+_TEXT_DELTA_KEYS: Final = list(TextDeltaChunk.json_keys)
+
 
 def part_from_json(value: Mapping[str, Json]) -> PartInit | UnknownInit:
     """The part that a JSON object describes; an `UnknownInit` if its type is unknown. Fields are kept as they came."""
@@ -442,6 +444,8 @@ def chunk_from_json(value: Json) -> Chunk:
     if cls is None:
         raise InvalidChunk(f"Unknown chunk type: {kind!r}")
     path = _path_from_json(value.get("path", ()))
+    if cls is TextDeltaChunk and list(value) == _TEXT_DELTA_KEYS:
+        return TextDeltaChunk(value["textDelta"], path)  # nearly every chunk is one: a third of the way below
     chunk = object.__new__(cls)
     _fill(chunk, value)
     chunk.path = path
@@ -462,6 +466,8 @@ def _fill(target: _Object, value: Mapping[str, Json]) -> None:
 
 
 def _path_from_json(value: Json) -> Path:
+    if type(value) is list and len(value) == 1 and type(value[0]) is int and value[0] >= 0:
+        return (value[0],)
     if isinstance(value, list | tuple) and all(
         isinstance(index, int | float) and not isinstance(index, bool) and index >= 0 and float(index).is_integer()
         for index in value

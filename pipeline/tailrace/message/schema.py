@@ -19,7 +19,6 @@ def validate_chunk(value: Json) -> Chunk:
     """
     CHUNK.validate_python(value, by_alias=True, by_name=False)
     if value["type"] == "part-start":
-        PART.validate_python(
-            value["part"], by_alias=True, by_name=False
-        )  # a part must say its type; the union above may not
+        # Above, a part without a type passes as text: the attribute has a default.
+        PART.validate_python(value["part"], by_alias=True, by_name=False)
     return chunk_from_json(value)

@@ -13,12 +13,14 @@ from typing import Final
 
 from tailrace.errors import UnknownFormat
 from tailrace.wire import data_stream as _data_stream
-from tailrace.wire import plain_text, sse
+from tailrace.wire import plain_text, sse, ui_message_stream
 from tailrace.wire.assistant_transport import AssistantTransportDecoder, AssistantTransportEncoder
 from tailrace.wire.codec import Decoder, Encoder
 from tailrace.wire.data_stream import DataStreamEncoder
 from tailrace.wire.data_stream_decoder import DataStreamDecoder, LegacyDataStreamDecoder
 from tailrace.wire.plain_text import PlainTextDecoder, PlainTextEncoder
+from tailrace.wire.ui_message_stream import UiMessageStreamEncoder
+from tailrace.wire.ui_message_stream_decoder import UiMessageStreamDecoder
 
 __all__ = ["DIALECTS", "FORMATS", "Decoder", "Encoder", "Format", "find_format"]
 
@@ -56,6 +58,7 @@ FORMATS: Final[dict[str, Format]] = {
             AssistantTransportEncoder,
             partial(AssistantTransportDecoder, legacy=True),
         ),
+        Format("ui-message-stream", ui_message_stream.HEADERS, UiMessageStreamEncoder, UiMessageStreamDecoder),
         Format("plain-text", plain_text.HEADERS, PlainTextEncoder, PlainTextDecoder),
         Format(
             "plain-text;v=0.3.15", plain_text.LEGACY_HEADERS, partial(PlainTextEncoder, legacy=True), PlainTextDecoder

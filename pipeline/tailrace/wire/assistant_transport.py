@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from tailrace.message.chunks import UNDEFINED, Chunk, InvalidChunk, Json, chunk_from_json
+from tailrace.message.chunks import UNDEFINED, Chunk, InvalidChunk, Json, TextDeltaChunk, chunk_from_json
 from tailrace.wire.codec import BaseDecoder
 from tailrace.wire.errors import InvalidJson, InvalidStream, StreamCut
-from tailrace.wire.jsjson import parse, stringify_bytes
+from tailrace.wire.jsjson import parse, stringify, stringify_bytes
 from tailrace.wire.lines import MAX_LINE
 from tailrace.wire.sse import DONE, HEADERS, Event, SseDecoder, event_bytes
 
@@ -39,6 +39,9 @@ class AssistantTransportEncoder:
     headers: Mapping[str, str] = HEADERS
 
     def encode(self, chunk: Chunk) -> bytes:
+        if type(chunk) is TextDeltaChunk and chunk.source is None and len(chunk.path) == 1:
+            text = stringify(chunk.text_delta)  # nearly every chunk is one: a third of the way below
+            return f'data: {{"type":"text-delta","path":[{chunk.path[0]}],"textDelta":{text}}}\n\n'.encode()
         return event_bytes(stringify_bytes(chunk.to_json()))
 
     def finish(self) -> bytes:

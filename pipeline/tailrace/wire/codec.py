@@ -25,6 +25,7 @@ from tailrace.message.chunks import (
     ResultChunk,
     TextDeltaChunk,
     ToolCallArgsTextFinishChunk,
+    ToolCallInit,
     UnknownInit,
 )
 from tailrace.wire.errors import UnsupportedChunk
@@ -103,6 +104,13 @@ class BaseDecoder:
         raise NotImplementedError
 
 
+def delta_text(chunk: TextDeltaChunk) -> str:
+    """The chunk's text, which a sender may have left out or mistyped. Raises UnsupportedChunk."""
+    if not isinstance(chunk.text_delta, str):
+        raise UnsupportedChunk("A text-delta chunk needs a textDelta, which is a string")
+    return chunk.text_delta
+
+
 class PartTable:
     """Which part a chunk belongs to, for the formats that know only a flat list of parts."""
 
@@ -111,10 +119,14 @@ class PartTable:
     def __init__(self) -> None:
         self._parts: list[PartInit | UnknownInit] = []
 
-    def start(self, chunk: PartStartChunk) -> None:
+    def start(self, chunk: PartStartChunk) -> int:
+        """The new part's index."""
         if chunk.path:
             raise UnsupportedChunk("Nested parts are not supported")
+        if isinstance(chunk.part, ToolCallInit) and not isinstance(chunk.part.tool_call_id, str):
+            raise UnsupportedChunk("A tool call needs an id, which is a string")
         self._parts.append(chunk.part)
+        return len(self._parts) - 1
 
     def part_of(
         self, chunk: TextDeltaChunk | ResultChunk | PartFinishChunk | ToolCallArgsTextFinishChunk

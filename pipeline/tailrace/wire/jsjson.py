@@ -14,9 +14,11 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring
 from typing import Final, NoReturn
 
@@ -163,17 +165,28 @@ def parse(text: str, *, secure: bool = False) -> Json:
     with a ``prototype``) and skips one leading BOM, as upstream's own reader does. Raises InvalidJson, and JsonTooDeep
     beyond MAX_DEPTH.
     """
+    if text[:1] == '"':
+        with contextlib.suppress(ValueError):
+            string, end = scanstring(text, 1, True)
+            if end == len(text):
+                return string
     if secure and text.startswith("\ufeff"):
         text = text[1:]
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise JsonTooDeep(f"The text nests deeper than {MAX_DEPTH} levels")
+    decoder = _ORDERING if _MAYBE_INDEX.search(text) else _PLAIN
     try:
-        value = (_ORDERING if _MAYBE_INDEX.search(text) else _PLAIN).decode(text)
+        try:
+            value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # half the way of decode
+        except StopIteration:
+            end = -1
+        if end != len(text):
+            value = decoder.decode(text)
     except RecursionError:
         raise JsonTooDeep("The text nests deeper than the stack allows here") from None
     except json.JSONDecodeError as error:
         raise InvalidJson(f"Not JSON: {error.msg} at position {error.pos}") from None
-    if secure and _MAYBE_PROTOTYPE.search(text):
+    if secure and ("prototype" in text or "__proto__" in text or "\\u00" in text):
         _refuse_prototypes(value)
     return value
 
@@ -195,7 +208,6 @@ def _constant(name: str) -> NoReturn:
 _PLAIN: Final = json.JSONDecoder(parse_int=_int, parse_constant=_constant)
 _ORDERING: Final = json.JSONDecoder(parse_int=_int, parse_constant=_constant, object_hook=index_keys_first)
 _MAYBE_INDEX: Final = re.compile(r'"(?:[0-9]|\\u003)')
-_MAYBE_PROTOTYPE: Final = re.compile(r"__proto__|prototype|\\u00")
 _BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 

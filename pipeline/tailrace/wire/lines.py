@@ -73,7 +73,7 @@ class LineDecoder:
         if rest:
             self._pending.append(rest)
             self._pending_length += len(rest)
-        if self._pending_length > self.max_line or any(len(line) > self.max_line for line in lines):
+        if self._pending_length > self.max_line or (lines and max(map(len, lines)) > self.max_line):
             raise LineTooLong(f"A line is longer than {self.max_line} characters")
         return lines if self._lone_cr else [line.removesuffix("\r") for line in lines]
 

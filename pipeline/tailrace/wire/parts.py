@@ -85,7 +85,7 @@ class PartWriter:
 
     def append(self, kind: str, text: str, parent: Json = UNDEFINED) -> None:
         """Adds to the open part if it is of this kind (``text`` or ``reasoning``) and parent, else opens one."""
-        if self._kind != kind or not _same(self._parent, parent):
+        if self._kind != kind or (parent is not self._parent and not _same(self._parent, parent)):
             self.open(kind, parent)
         self._out.append(TextDeltaChunk(text, self._path))
 

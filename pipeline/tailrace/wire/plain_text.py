@@ -25,7 +25,7 @@ from tailrace.message.chunks import (
     ToolCallArgsTextFinishChunk,
     UpdateStateChunk,
 )
-from tailrace.wire.codec import BaseDecoder, PartTable
+from tailrace.wire.codec import BaseDecoder, PartTable, delta_text
 from tailrace.wire.errors import UnsupportedChunk
 from tailrace.wire.lines import TextDecoder
 from tailrace.wire.parts import PartWriter
@@ -81,10 +81,10 @@ class PlainTextEncoder:
         if self._legacy:
             if isinstance(chunk, _REFUSED):
                 raise UnsupportedChunk(f"unsupported chunk type: {chunk.type}")
-            return self._text.encode(chunk.text_delta) if isinstance(chunk, TextDeltaChunk) else b""
+            return self._text.encode(delta_text(chunk)) if isinstance(chunk, TextDeltaChunk) else b""
         if isinstance(chunk, TextDeltaChunk):
             part = self._table.part_of(chunk)
-            return self._text.encode(chunk.text_delta) if isinstance(part, TextInit) else b""
+            return self._text.encode(delta_text(chunk)) if isinstance(part, TextInit) else b""
         if isinstance(chunk, PartStartChunk):
             self._table.start(chunk)
         elif isinstance(chunk, ResultChunk | PartFinishChunk | ToolCallArgsTextFinishChunk):

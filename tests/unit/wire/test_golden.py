@@ -49,7 +49,11 @@ def decode(decoder: Decoder, pieces: list[bytes]) -> tuple[list[str], TailraceEr
 
 def decoder_of(case: dict[str, Any]) -> Decoder:
     options = {} if case["strict"] else {"strict": False}
-    return find_format(f"{case['format']};v={case['version']}").decoder(**options)
+    return find_format(format_name(case["format"], case["version"])).decoder(**options)
+
+
+def format_name(name: str, version: str) -> str:
+    return f"{name};v={version}"
 
 
 def by_part(chunks: list[str]) -> dict[str, list[str]]:
