@@ -41,8 +41,8 @@ from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import AnswerClosed
 from tailrace.message.ids import NewId
 from tailrace.message.merge import Merge
-from tailrace.message.text import Emit, TextPart, finish_part
-from tailrace.message.tool_call import ToolCall, ToolResponse
+from tailrace.message.text import Emit, TextWriter, finish_part
+from tailrace.message.tool_call import ToolCallWriter, ToolResponse
 from tailrace.wire.jsjson import stringify
 
 _SETTLED: Final = "Cannot add streams after the run callback has settled."
@@ -66,7 +66,7 @@ class _State:
         self.sealed = False
         self.finished = False
         self.open: dict[int, _Closable] = {}
-        self.appending: tuple[str, str | None, TextPart] | None = None
+        self.appending: tuple[str, str | None, TextWriter] | None = None
 
     def take_index(self) -> int:
         self.next_index += 1
@@ -122,18 +122,18 @@ class AssistantStreamController:
         if text:
             part.append(text)
 
-    def add_text_part(self) -> TextPart:
+    def add_text_part(self) -> TextWriter:
         """Opens a text part, which stays open beside others until it is closed."""
         return self._text_part(TextInit())
 
-    def add_reasoning_part(self, summary: str | Undefined | None = None) -> TextPart:
+    def add_reasoning_part(self, summary: str | Undefined | None = None) -> TextWriter:
         """Opens a reasoning part, perhaps with the application's summary."""
         return self._text_part(ReasoningInit(UNDEFINED if summary is None else summary))
 
-    def _text_part(self, init: TextInit | ReasoningInit) -> TextPart:
+    def _text_part(self, init: TextInit | ReasoningInit) -> TextWriter:
         state = self._state
         path = self._start(init if state.dialect == LEGACY else self._owned(init))
-        part = TextPart(state.emit, path, strict=state.strict, on_close=lambda: self._close_text(path))
+        part = TextWriter(state.emit, path, strict=state.strict, on_close=lambda: self._close_text(path))
         state.open[path[0]] = part
         return part
 
@@ -141,7 +141,7 @@ class AssistantStreamController:
         finish_part(self._state.emit, path)
         self._state.forget(path[0])
 
-    def _appending(self, kind: str, add: Callable[[], TextPart]) -> TextPart:
+    def _appending(self, kind: str, add: Callable[[], TextWriter]) -> TextWriter:
         state = self._state
         appending = state.appending
         if appending is None or appending[0] != kind or (appending[1] != self._parent_id and state.dialect != LEGACY):
@@ -158,13 +158,13 @@ class AssistantStreamController:
         args: Json = UNDEFINED,
         args_text: str | None = None,
         response: ToolResponse | Mapping[str, Json] | None = None,
-    ) -> ToolCall:
+    ) -> ToolCallWriter:
         """Opens a tool call; arguments that are given, as text or as an object, are complete."""
         state = self._state
         call_id = state.new_id() if tool_call_id is None else tool_call_id
         path = self._start(self._owned(ToolCallInit(tool_name, call_id)))
         index = path[0]
-        call = ToolCall(
+        call = ToolCallWriter(
             state.emit,
             path,
             call_id,

@@ -13,7 +13,7 @@ Emit: TypeAlias = Callable[[Chunk], None]
 """Takes the next chunk of an answer. It is called in program order and must not block."""
 
 
-class TextPart:
+class TextWriter:
     """Writes the text of one part, or of a tool call's arguments. A context manager: leaving it closes the part.
 
     With ``strict`` off, text that comes after the close is dropped; else it raises PartClosed.

@@ -24,7 +24,7 @@ from tailrace.message.chunks import (
     Undefined,
 )
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
-from tailrace.message.text import Emit, TextPart, finish_part
+from tailrace.message.text import Emit, TextWriter, finish_part
 
 NO_RESULT: Final = "<no result>"
 """What stands for the result of a tool that gave none."""
@@ -52,7 +52,7 @@ class ToolResponse:
         )
 
 
-class ToolCall:
+class ToolCallWriter:
     """Writes one tool call. A context manager: leaving it closes the call. ``args`` takes the arguments' text."""
 
     __slots__ = ("_dialect", "_emit", "_on_close", "_path", "_written", "args", "closed", "tool_call_id")
@@ -73,7 +73,7 @@ class ToolCall:
         self._on_close = on_close
         self._written = False
         self.tool_call_id = tool_call_id
-        self.args = TextPart(self._emit_args, path, strict=strict, on_close=self._args_closed)
+        self.args = TextWriter(self._emit_args, path, strict=strict, on_close=self._args_closed)
         self.closed = False
 
     def set_response(self, response: ToolResponse | Mapping[str, Json]) -> None:
