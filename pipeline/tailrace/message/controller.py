@@ -10,6 +10,8 @@ Rules:
 - `close` ends the appended part and takes no new parts; parts and merged answers that are open may still write.
 - `finish` closes whatever is open, in the order in which it was opened. `drive` does it when the handler ends.
 - An exception of the handler becomes an error chunk, unless the answer was closed before.
+- Arguments and a response that are given with a tool call keep that order. (The reference writes such a response
+  first, and its 0.3.44 data stream then loses the arguments.)
 - Dialect 0.3.15: text and reasoning have no parent, and a tool call's response does not close it.
 """
 
@@ -226,7 +228,7 @@ class AssistantStreamController:
         state = self._state
         if state.sealed:
             raise AnswerClosed(_SETTLED)
-        key = min(state.open, default=0) - 1 if min(state.open, default=0) < 0 else -1  # parts have the other numbers
+        key = min([0, *state.open]) - 1  # parts have the numbers from 0
         merge = Merge(state.emit, state.take_index, partial(state.forget, key))
         state.open[key] = merge
         return merge
