@@ -17,35 +17,16 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from tailrace.errors import TailraceError
-
-Json: TypeAlias = Any
-"""A plain JSON value: None, bool, int, float, str, list, dict with str keys (and UNDEFINED where JavaScript has it)."""
+from tailrace.message.values import UNDEFINED as UNDEFINED
+from tailrace.message.values import Json as Json
+from tailrace.message.values import JsonObject, assign, only_instances, source_field
+from tailrace.message.values import Undefined as Undefined
 
 Path: TypeAlias = tuple[int, ...]
-
-
-class Undefined(Enum):
-    """The type of UNDEFINED: an absent key, as opposed to None, which is ``null``."""
-
-    UNDEFINED = "undefined"
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __repr__(self) -> str:
-        return "UNDEFINED"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _only_instances(cls)
-
-
-UNDEFINED: Final = Undefined.UNDEFINED
 
 FinishReason: TypeAlias = Literal["stop", "length", "content-filter", "tool-calls", "error", "other", "unknown"]
 Severity: TypeAlias = Literal["critical", "warning", "info"]
@@ -58,94 +39,32 @@ class InvalidChunk(TailraceError):
     hint = "A chunk is a JSON object with a known type and, unless it is the message's, a path."
 
 
-def _only_instances(cls: type) -> Any:
-    """For pydantic: no JSON value ever stands for one of these."""
-    from pydantic_core import core_schema  # only who validates pays for the import
-
-    return core_schema.is_instance_schema(cls)
-
-
-def json_name(attribute: str) -> str:
-    """The JSON key of an attribute: camelCase, except for the keys that upstream writes with an underscore."""
-    if attribute.startswith("unstable_"):
-        return attribute
-    head, *rest = attribute.split("_")
-    return head + "".join(map(str.capitalize, rest))
-
-
-_assign: Final = object.__setattr__  # the bases have no slots of their own, so a plain assignment there is no type's
-
-
-class _Object:
-    """JSON in and out for the classes below; ``json_order`` names their attributes in upstream's order."""
-
-    __slots__ = ()
-    __pydantic_config__: ClassVar[Any] = {"alias_generator": json_name, "validate_by_name": True}
-    json_order: ClassVar[tuple[str, ...]] = ()
-    json_keys: ClassVar[dict[str, str]] = {}  # JSON key -> attribute, in order
-    source: Mapping[str, Json] | None
-
-    def __init_subclass__(cls) -> None:
-        cls.json_keys = {json_name(attribute): attribute for attribute in cls.json_order}
-
-    def _json_value(self, attribute: str) -> Json:
-        return getattr(self, attribute)
-
-    def to_json(self) -> dict[str, Json]:
-        """The JSON object, keys in order; a fresh dict whose payload values are shared with the chunk."""
-        keys = self.json_keys
-        names = keys if self.source is None else dict.fromkeys([*self.source, *keys])
-        out: dict[str, Json] = {}
-        for name in names:
-            attribute = keys.get(name)
-            value = self._json_value(attribute) if attribute is not None else (self.source or {})[name]
-            if value is not UNDEFINED:
-                out[name] = value
-        return out
-
-    def _keep_source(self, value: Mapping[str, Json]) -> None:
-        """Remember the object that this came from, if ``to_json`` would not give the same keys in the same order."""
-        if list(value) != [name for name in self.json_keys if name in value]:
-            _assign(self, "source", value)
-
-    def _copy(self) -> Self:
-        new = object.__new__(type(self))
-        for attribute in self.json_keys.values():
-            _assign(new, attribute, getattr(self, attribute))
-        _assign(new, "source", self.source)
-        return new
-
-
-def _source() -> Any:
-    return field(default=None, init=False, compare=False, repr=False)
-
-
 # ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
-class TextInit(_Object):
+class TextInit(JsonObject):
     """A part of visible text."""
 
     json_order = ("type", "parent_id")
     parent_id: str | Undefined = UNDEFINED
     type: Literal["text"] = "text"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
-class ReasoningInit(_Object):
+class ReasoningInit(JsonObject):
     """A part of the model's reasoning, perhaps with a summary written by the application."""
 
     json_order = ("type", "unstable_summary", "parent_id")
     unstable_summary: str | Undefined = UNDEFINED
     parent_id: str | Undefined = UNDEFINED
     type: Literal["reasoning"] = "reasoning"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
-class ToolCallInit(_Object):
+class ToolCallInit(JsonObject):
     """A tool call; its arguments follow as text deltas, its response as a `ResultChunk`."""
 
     json_order = ("type", "tool_name", "tool_call_id", "parent_id")
@@ -153,11 +72,11 @@ class ToolCallInit(_Object):
     tool_call_id: str
     parent_id: str | Undefined = UNDEFINED
     type: Literal["tool-call"] = "tool-call"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
-class SourceInit(_Object):
+class SourceInit(JsonObject):
     """A cited source."""
 
     json_order = ("type", "source_type", "id", "url", "title", "parent_id")
@@ -167,11 +86,11 @@ class SourceInit(_Object):
     parent_id: str | Undefined = UNDEFINED
     source_type: Literal["url"] = "url"
     type: Literal["source"] = "source"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
-class FileInit(_Object):
+class FileInit(JsonObject):
     """A file: ``data`` is base64 or a URL."""
 
     json_order = ("type", "data", "mime_type", "parent_id")
@@ -179,11 +98,11 @@ class FileInit(_Object):
     mime_type: str
     parent_id: str | Undefined = UNDEFINED
     type: Literal["file"] = "file"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
-class DataInit(_Object):
+class DataInit(JsonObject):
     """A part with the application's own data under a name."""
 
     json_order = ("type", "name", "data", "parent_id")
@@ -191,7 +110,7 @@ class DataInit(_Object):
     data: Json
     parent_id: str | Undefined = UNDEFINED
     type: Literal["data"] = "data"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -210,7 +129,7 @@ class UnknownInit:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _only_instances(cls)
+        return only_instances(cls)
 
 
 PartInit: TypeAlias = TextInit | ReasoningInit | ToolCallInit | SourceInit | FileInit | DataInit
@@ -219,18 +138,18 @@ PartInit: TypeAlias = TextInit | ReasoningInit | ToolCallInit | SourceInit | Fil
 # ── chunks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Chunk(_Object):
+class _Chunk(JsonObject):
     __slots__ = ()
     path: Path
 
-    def _json_value(self, attribute: str) -> Json:
+    def json_value(self, attribute: str) -> Json:
         value = getattr(self, attribute)
         return list(value) if attribute == "path" else value
 
     def with_path(self, path: Path) -> Self:
         """The same chunk at another path, its key order kept."""
         new = self._copy()
-        _assign(new, "path", path)
+        assign(new, "path", path)
         return new
 
 
@@ -242,12 +161,12 @@ class PartStartChunk(_Chunk):
     part: PartInit | UnknownInit
     path: Path = ()
     type: Literal["part-start"] = "part-start"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
-    def _json_value(self, attribute: str) -> Json:
+    def json_value(self, attribute: str) -> Json:
         if attribute == "part":
             return self.part.to_json()
-        return _Chunk._json_value(self, attribute)
+        return _Chunk.json_value(self, attribute)
 
 
 @dataclass(slots=True)
@@ -257,7 +176,7 @@ class PartFinishChunk(_Chunk):
     json_order = ("type", "path")
     path: Path = ()
     type: Literal["part-finish"] = "part-finish"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -267,7 +186,7 @@ class ToolCallArgsTextFinishChunk(_Chunk):
     json_order = ("type", "path")
     path: Path = ()
     type: Literal["tool-call-args-text-finish"] = "tool-call-args-text-finish"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -278,7 +197,7 @@ class TextDeltaChunk(_Chunk):
     text_delta: str
     path: Path = ()
     type: Literal["text-delta"] = "text-delta"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -289,7 +208,7 @@ class AnnotationsChunk(_Chunk):
     annotations: list[Json]
     path: Path = ()
     type: Literal["annotations"] = "annotations"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -300,7 +219,7 @@ class DataChunk(_Chunk):
     data: list[Json]
     path: Path = ()
     type: Literal["data"] = "data"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -311,7 +230,7 @@ class StepStartChunk(_Chunk):
     message_id: str
     path: Path = ()
     type: Literal["step-start"] = "step-start"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -324,7 +243,7 @@ class StepFinishChunk(_Chunk):
     is_continued: bool = False
     path: Path = ()
     type: Literal["step-finish"] = "step-finish"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -336,7 +255,7 @@ class MessageFinishChunk(_Chunk):
     usage: dict[str, Json]
     path: Path = ()
     type: Literal["message-finish"] = "message-finish"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -351,7 +270,7 @@ class ResultChunk(_Chunk):
     messages: Json = UNDEFINED
     path: Path = ()
     type: Literal["result"] = "result"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -364,7 +283,7 @@ class ErrorChunk(_Chunk):
     severity: Severity | Undefined = UNDEFINED
     path: Path = ()
     type: Literal["error"] = "error"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 @dataclass(slots=True)
@@ -375,7 +294,7 @@ class UpdateStateChunk(_Chunk):
     operations: list[Json]
     path: Path = ()
     type: Literal["update-state"] = "update-state"
-    source: Mapping[str, Json] | None = _source()
+    source: Mapping[str, Json] | None = source_field()
 
 
 Chunk: TypeAlias = (
@@ -458,11 +377,11 @@ def chunk_from_json(value: Json) -> Chunk:
     return chunk
 
 
-def _fill(target: _Object, value: Mapping[str, Json]) -> None:
+def _fill(target: JsonObject, value: Mapping[str, Json]) -> None:
     for name, attribute in target.json_keys.items():
-        _assign(target, attribute, value.get(name, UNDEFINED))
-    _assign(target, "source", None)
-    target._keep_source(value)
+        assign(target, attribute, value.get(name, UNDEFINED))
+    assign(target, "source", None)
+    target.keep_source(value)
 
 
 def _path_from_json(value: Json) -> Path:

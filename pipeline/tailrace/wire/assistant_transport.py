@@ -48,7 +48,7 @@ class AssistantTransportEncoder:
         return event_bytes(DONE.encode())
 
 
-class AssistantTransportDecoder(BaseDecoder):
+class AssistantTransportDecoder(BaseDecoder[Chunk]):
     """Events to chunks. ``legacy`` reads as 0.3.15 does; ``max_line`` is in characters."""
 
     def __init__(self, *, strict: bool = True, legacy: bool = False, max_line: int = MAX_LINE) -> None:

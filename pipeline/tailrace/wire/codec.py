@@ -14,7 +14,7 @@ Rules of a decoder:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from tailrace.errors import TailraceError
 from tailrace.message.chunks import (
@@ -31,6 +31,8 @@ from tailrace.message.chunks import (
 from tailrace.wire.errors import UnsupportedChunk
 
 MAX_DROPS: Final = 20
+
+_C = TypeVar("_C")
 
 
 class Encoder(Protocol):
@@ -57,17 +59,17 @@ class Decoder(Protocol):
         """The chunks that the end of the bytes completes. Raises WireError, StreamCut if the end came too early."""
 
 
-class BaseDecoder:
+class BaseDecoder(Generic[_C]):
     """The rule about errors, once: a format gives ``_feed`` and ``_close``, which add to ``_out``."""
 
     __slots__ = ("_error", "_out", "drops")
 
     def __init__(self) -> None:
         self._error: TailraceError | None = None
-        self._out: list[Chunk] = []
+        self._out: list[_C] = []
         self.drops: list[str] = []
 
-    def feed(self, data: bytes) -> list[Chunk]:
+    def feed(self, data: bytes) -> list[_C]:
         if self._error is not None:
             raise self._error
         try:
@@ -78,7 +80,7 @@ class BaseDecoder:
                 raise
         return self._take()
 
-    def close(self) -> list[Chunk]:
+    def close(self) -> list[_C]:
         if self._error is not None:
             raise self._error
         try:
@@ -88,7 +90,7 @@ class BaseDecoder:
             raise
         return self._take()
 
-    def _take(self) -> list[Chunk]:
+    def _take(self) -> list[_C]:
         out = self._out.copy()
         self._out.clear()  # the list itself stays: part writers hold it
         return out

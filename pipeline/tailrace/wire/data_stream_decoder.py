@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from tailrace.message.chunks import (
     UNDEFINED,
     AnnotationsChunk,
+    Chunk,
     DataChunk,
     ErrorChunk,
     InvalidChunk,
@@ -29,7 +30,7 @@ NO_RESULT: Final = "<no result>"
 _T = TypeVar("_T")
 
 
-class _FrameDecoder(BaseDecoder):
+class _FrameDecoder(BaseDecoder[Chunk]):
     """What both dialects share: lines, frames, and the frames that mean the same in both."""
 
     def __init__(self, *, max_line: int, lone_cr: bool) -> None:

@@ -95,7 +95,7 @@ class PlainTextEncoder:
         return self._text.finish()
 
 
-class PlainTextDecoder(BaseDecoder):
+class PlainTextDecoder(BaseDecoder[Chunk]):
     """Text to one text part; each piece that holds text is a delta."""
 
     def __init__(self) -> None:

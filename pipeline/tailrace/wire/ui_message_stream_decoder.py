@@ -16,6 +16,7 @@ from typing import Final
 
 from tailrace.message.chunks import (
     UNDEFINED,
+    Chunk,
     DataChunk,
     ErrorChunk,
     Json,
@@ -47,7 +48,7 @@ class _Pending:
     response: tuple[Json, bool] | None = None
 
 
-class UiMessageStreamDecoder(BaseDecoder):
+class UiMessageStreamDecoder(BaseDecoder[Chunk]):
     """Events to chunks. ``on_data`` gets every ``data-`` event, ``new_id`` makes the ids of steps that have none.
 
     Without it they are counted, so that the same bytes give the same chunks.
