@@ -1,0 +1,98 @@
+"""The object stream: a state that grows, each frame a list of operations in a server-sent event.
+
+Theory: a chunk is a snapshot of the state and the operations that led to it; the wire carries operations only, and the
+reader builds the snapshots again. There is no terminator: the end of the bytes is the end.
+
+Rules: the first frame of 0.3.44 (the default) only sets the snapshot; 0.3.15 sets it unless it is empty, then repeats
+the operations. This carries states, not answers, so it stands beside the table of formats, in the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from tailrace.message.chunks import Json
+from tailrace.message.dialect import LEGACY, NEWEST
+from tailrace.message.state import StateAccumulator
+from tailrace.wire import sse
+from tailrace.wire.codec import BaseDecoder
+from tailrace.wire.errors import InvalidJson, InvalidStream
+from tailrace.wire.jsjson import parse, stringify_bytes
+from tailrace.wire.lines import MAX_LINE
+
+FORMAT_HEADER: Final = "Assistant-Stream-Format"
+HEADERS: Final[Mapping[str, str]] = MappingProxyType({**sse.HEADERS, FORMAT_HEADER: "object-stream/v0"})
+
+
+@dataclass(slots=True)
+class ObjectChunk:
+    """The state after ``operations``, each ``{"type": "set" | "append-text", "path", "value"}``."""
+
+    snapshot: Json
+    operations: list[Json]
+
+
+class ObjectStreamEncoder:
+    """Chunks to events. ``legacy`` writes as 0.3.15 does."""
+
+    headers: Mapping[str, str] = HEADERS
+
+    def __init__(self, *, legacy: bool = False) -> None:
+        self._legacy = legacy
+        self._first = True
+
+    def encode(self, chunk: ObjectChunk) -> bytes:
+        operations = chunk.operations
+        if self._first:
+            self._first = False
+            whole = {"type": "set", "path": [], "value": chunk.snapshot}
+            if not self._legacy:
+                operations = [whole]
+            elif isinstance(chunk.snapshot, dict | list | str) and chunk.snapshot:
+                operations = [whole, *operations]
+        return sse.event_bytes(stringify_bytes(operations))
+
+    def finish(self) -> bytes:
+        return b""
+
+
+class ObjectStreamDecoder(BaseDecoder[ObjectChunk]):
+    """Events to chunks. ``strict=False`` (0.3.44) leaves out events with a name of their own."""
+
+    def __init__(self, *, strict: bool = True, legacy: bool = False, max_line: int = MAX_LINE) -> None:
+        super().__init__()
+        self._strict = strict
+        self._legacy = legacy
+        self._events = sse.SseDecoder(legacy=legacy, max_line=max_line)
+        self._state = StateAccumulator(dialect=LEGACY if legacy else NEWEST)
+
+    def _feed(self, data: bytes) -> None:
+        self._read(self._events.feed(data))
+
+    def _close(self) -> None:
+        self._read(self._events.close())
+
+    def _read(self, events: list[sse.Event]) -> None:
+        for event in events:
+            if event.event == "message":
+                self._frame(event.data)
+            elif self._strict:
+                raise InvalidStream(f"Unknown SSE event type: {event.event}")
+            else:
+                self._drop(f"Ignored unknown SSE event type: {event.event}")
+
+    def _frame(self, data: str) -> None:
+        try:
+            operations = parse(data, secure=not self._legacy)
+        except InvalidJson:
+            if self._legacy:
+                raise
+            self._drop(f"Dropped invalid SSE message: {data[:200]}")
+            return
+        if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
+            raise InvalidStream("A frame of an object stream is an array of operations")
+        self._state.append(operations)
+        self._out.append(ObjectChunk(self._state.state, operations))
