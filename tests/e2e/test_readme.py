@@ -172,7 +172,7 @@ def play(block: Block, bench: Bench, printed: str) -> str:
             for line in text.splitlines():
                 assert line.startswith("make "), line
                 dry = ["make", "--dry-run", "--directory", str(ROOT), *shlex.split(line)[1:]]
-                assert "python" in bench.run(*dry)
+                assert ".venv/bin/" in bench.run(*dry)
         case ["text", "output"]:
             assert printed.rstrip("\n") == block.text.rstrip("\n")
         case ["text"]:

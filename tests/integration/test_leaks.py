@@ -253,6 +253,7 @@ def tidy(store: LogStore, leaked: object) -> None:
         leaked.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["jetstream"], indirect=True)
 @pytest.mark.parametrize(
     "leak",

@@ -16,6 +16,7 @@ from tailrace.jetstream.wire import PENDING, PREVIOUS, SEQUENCE, UP_TO, parse_he
 BATCH = 1000
 BATCH_BYTES = 4 * 1024 * 1024  # of one answer, so that the server never queues more than that for us
 MULTI = 1000  # the server answers for at most 1024 subjects at once
+NAMED = 100  # subjects asked for by name in one request: a thousand keep a busy server for seconds
 _EOB, _MISSING, _TOO_MANY = 204, 404, 413
 
 Message = tuple[dict[str, str], bytes]
@@ -43,7 +44,7 @@ async def last_of_each(connection: Connection, stream: str, subjects: str) -> As
         return
     except _TooMany:
         names = await _subjects(connection, stream, subjects)
-        chunks = [names[start : start + MULTI] for start in range(0, len(names), MULTI)]
+        chunks = [names[start : start + NAMED] for start in range(0, len(names), NAMED)]
     for chunk in chunks:
         async for found in _multi(connection, stream, chunk):
             yield found

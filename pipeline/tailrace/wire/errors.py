@@ -17,7 +17,7 @@ Where upstream words an error, these words are the same, so that programs which 
 
 from __future__ import annotations
 
-from tailrace.errors import LimitExceeded, TailraceError
+from tailrace.errors import TailraceError
 
 
 class WireError(TailraceError):
@@ -39,7 +39,7 @@ class NotJson(WireError):
     hint = "Pass None, bool, int, float, str, and lists and dicts with str keys of these."
 
 
-class LineTooLong(WireError, LimitExceeded):
+class LineTooLong(WireError):
     code = "line-too-long"
     hint = "Send shorter lines, or give the decoder a larger max_line."
 

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from tailrace.errors import LimitExceeded, UnknownFormat
+from tailrace.errors import UnknownFormat
 from tailrace.message import (
     PartFinishChunk,
     PartStartChunk,
@@ -46,9 +46,8 @@ def test_an_endless_line_is_refused(name: str) -> None:
     decoder = FORMATS[name].decoder(max_line=100)
     for _ in range(10):
         assert decoder.feed(b'0:"aaaaaaa') == []
-    with pytest.raises(LineTooLong) as caught:
+    with pytest.raises(LineTooLong):
         decoder.feed(b"a")
-    assert isinstance(caught.value, LimitExceeded)
     with pytest.raises(LineTooLong):
         decoder.close()
 
