@@ -35,6 +35,11 @@ Adapters translate what a client library raises, at their edge, with ``from``; n
     ├── RecordError
     │   ├── UnsupportedRecord unsupported-record   written by a newer version
     │   └── CorruptRecord     corrupt-record       not one of our records
+    ├── WireError             wire-error           bytes that are no answer, or an answer that does not become
+    │   │                                          bytes: the tree goes on in wire/errors.py
+    │   └── LineTooLong       line-too-long        a LimitExceeded as well
+    ├── MessageError          message-error        goes on in message/errors.py
+    ├── InvalidChunk          invalid-chunk        a JSON value that is no chunk (message/chunks.py)
     ├── RunError
     │   ├── UnknownHandler    unknown-handler      carries the known ones
     │   ├── InvalidInput      invalid-input        the handler's input model rejects it; carries the paths

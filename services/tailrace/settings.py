@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     max_total_bytes: OptionalSize = _setting(None, "The most bytes of all streams together", "bytes")
     max_readers: OptionalCount = _setting(20_000, "The most readers at once in one process", "readers")
     max_reader_lag_bytes: Size = _setting(8 * 1024 * 1024, "How far a reader may fall behind before it is cut", "bytes")
+    max_line_bytes: Size = _setting(16 * 1024 * 1024, "The longest line or event that a decoder takes", "bytes")
     max_stream_age: Seconds = _setting(24 * 3600.0, "A stream's longest life; behind it, it is ended", "seconds")
     default_ttl: Seconds = _setting(24 * 3600.0, "How long a stream is kept after its last append or ending", "seconds")
     max_ttl: Seconds = _setting(24 * 3600.0, "The longest time to live that may be asked for", "seconds")

@@ -15,6 +15,8 @@ from tailrace.jetstream import CAPABILITIES as JETSTREAM
 from tailrace.memory import CAPABILITIES as MEMORY
 from tailrace.model import Limits
 from tailrace.settings import Row, Settings, describe
+from tailrace.wire.errors import LineTooLong
+from tailrace.wire.lines import MAX_LINE
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 # errors that belong to a setting without being a limit's own class
@@ -60,6 +62,7 @@ def test_every_setting_stands_in_the_page_as_it_is(settings: Settings) -> None:
 
 def test_every_limit_has_a_setting_and_every_error_names_one_that_exists() -> None:
     names = {f"TAILRACE_{name.upper()}" for name in Settings.model_fields}
+    assert LineTooLong in set(limits())
     assert {one.setting for one in limits()} <= names
     assert set(OTHERS) <= names
     assert {f"TAILRACE_{name.upper()}" for name in Limits.__dataclass_fields__} <= names
@@ -69,6 +72,7 @@ def test_every_limit_has_a_setting_and_every_error_names_one_that_exists() -> No
 
 def test_the_defaults_of_the_settings_are_those_of_the_limits(settings: Settings) -> None:
     assert settings.limits() == Limits()
+    assert settings.max_line_bytes == MAX_LINE
 
 
 @pytest.mark.parametrize(("name", "capabilities"), STORES.items())

@@ -32,7 +32,7 @@ DIALECTS: Final = ("0.3.44", "0.3.15")
 class Format:
     """A format in one dialect. ``encoder`` and ``decoder`` make one for one stream, ``headers`` are the response's.
 
-    Decoders take ``max_line`` (characters) where they read lines, and ``strict`` where the dialect knows it.
+    Decoders take ``max_line`` (bytes) where they read lines, and ``strict`` where the dialect knows it.
     """
 
     name: str

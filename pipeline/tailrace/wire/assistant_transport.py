@@ -49,7 +49,7 @@ class AssistantTransportEncoder:
 
 
 class AssistantTransportDecoder(BaseDecoder[Chunk]):
-    """Events to chunks. ``legacy`` reads as 0.3.15 does; ``max_line`` is in characters."""
+    """Events to chunks. ``legacy`` reads as 0.3.15 does; ``max_line`` is in bytes."""
 
     def __init__(self, *, strict: bool = True, legacy: bool = False, max_line: int = MAX_LINE) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ class _FrameDecoder(BaseDecoder[Chunk]):
 
 
 class DataStreamDecoder(_FrameDecoder):
-    """Data stream frames to chunks, as 0.3.44 reads them. ``max_line`` is in characters."""
+    """Data stream frames to chunks, as 0.3.44 reads them. ``max_line`` is in bytes."""
 
     def __init__(self, *, strict: bool = True, max_line: int = MAX_LINE) -> None:
         super().__init__(max_line=max_line, lone_cr=True)

@@ -9,7 +9,7 @@ Where upstream words an error, these words are the same, so that programs which 
         ├── InvalidJson              invalid-json           a text that JSON.parse refuses
         ├── JsonTooDeep              json-too-deep          nested deeper than MAX_DEPTH
         ├── NotJson                  not-json               a Python value that JSON cannot say
-        ├── LineTooLong              line-too-long          a line or event longer than the decoder's max_line
+        ├── LineTooLong              line-too-long          a line or event longer than max_line (a LimitExceeded too)
         ├── InvalidStream            invalid-stream         bytes that are not of this format
         ├── StreamCut                stream-cut             the bytes end before the format's own end
         └── UnsupportedChunk         unsupported-chunk      a chunk that this format cannot carry
@@ -17,7 +17,7 @@ Where upstream words an error, these words are the same, so that programs which 
 
 from __future__ import annotations
 
-from tailrace.errors import TailraceError
+from tailrace.errors import LimitExceeded, TailraceError
 
 
 class WireError(TailraceError):
@@ -39,9 +39,10 @@ class NotJson(WireError):
     hint = "Pass None, bool, int, float, str, and lists and dicts with str keys of these."
 
 
-class LineTooLong(WireError):
+class LineTooLong(WireError, LimitExceeded):
     code = "line-too-long"
-    hint = "Send shorter lines, or give the decoder a larger max_line."
+    setting = "TAILRACE_MAX_LINE_BYTES"
+    hint = "Send shorter lines, or raise TAILRACE_MAX_LINE_BYTES (a decoder's max_line)."
 
 
 class InvalidStream(WireError):

@@ -4,8 +4,8 @@ Theory: a line ends at LF, CRLF or (from 0.3.44 on) a lone CR, and nowhere else:
 A CR ends its line at once; an LF right after it, perhaps in the next piece, belongs to it.
 
 Rules: the text is decoded as TextDecoder does (one leading BOM dropped, bad UTF-8 becomes U+FFFD); the work is linear
-in the bytes, whatever the pieces; a line longer than ``max_line`` characters is refused, so that a sender who never
-ends one costs no more than that.
+in the bytes, whatever the pieces; a line longer than ``max_line`` bytes (of UTF-8) is refused, so that a sender who
+never ends one costs no more than that. The lines before it are given first, and the next call raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from typing import Final
 from tailrace.wire.errors import LineTooLong
 
 MAX_LINE: Final = 16 * 1024 * 1024
-"""The longest line that a decoder takes unless it is told otherwise, in characters."""
+"""The longest line that a decoder takes unless it is told otherwise, in bytes."""
+
+
+def size(text: str) -> int:
+    """The bytes of ``text`` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def first_too_long(lines: list[str], most: int) -> int | None:
+    """The index of the first line of more than ``most`` bytes; none is measured that cannot have them."""
+    if not lines or len(max(lines, key=len)) * 4 <= most:
+        return None
+    return next((at for at, line in enumerate(lines) if size(line) > most), None)
 
 
 class TextDecoder:
@@ -46,18 +58,21 @@ class TextDecoder:
 class LineDecoder:
     """Text to lines. With ``lone_cr`` a CR alone ends a line; without, only LF does, and a CR before it is dropped."""
 
-    __slots__ = ("_after_cr", "_lone_cr", "_pending", "_pending_length", "_split", "max_line")
+    __slots__ = ("_after_cr", "_error", "_lone_cr", "_pending", "_pending_size", "_split", "max_line")
 
     def __init__(self, *, lone_cr: bool = True, max_line: int = MAX_LINE) -> None:
         self._lone_cr = lone_cr
         self._split = re.compile(r"\r\n|\r|\n").split if lone_cr else re.compile(r"\n").split
+        self._error: LineTooLong | None = None
         self._pending: list[str] = []
-        self._pending_length = 0
+        self._pending_size = 0
         self._after_cr = False
         self.max_line = max_line
 
     def feed(self, text: str) -> list[str]:
         """The lines that ``text`` completes. Raises LineTooLong."""
+        if self._error is not None:
+            raise self._error
         if not text:
             return []
         if self._lone_cr:
@@ -69,17 +84,23 @@ class LineDecoder:
         if lines and self._pending:
             lines[0] = "".join([*self._pending, lines[0]])
             self._pending = []
-            self._pending_length = 0
+            self._pending_size = 0
         if rest:
             self._pending.append(rest)
-            self._pending_length += len(rest)
-        if self._pending_length > self.max_line or (lines and max(map(len, lines)) > self.max_line):
-            raise LineTooLong(f"A line is longer than {self.max_line} characters")
+            self._pending_size += size(rest)
+        long = first_too_long(lines, self.max_line)
+        if long is not None or self._pending_size > self.max_line:
+            self._error = LineTooLong(f"A line is longer than {self.max_line} bytes")
+            lines = lines[:long]
+            if not lines:
+                raise self._error
         return lines if self._lone_cr else [line.removesuffix("\r") for line in lines]
 
     def close(self) -> str:
-        """The text after the last line's end, which is no line."""
+        """The text after the last line's end, which is no line. Raises LineTooLong."""
+        if self._error is not None:
+            raise self._error
         rest = "".join(self._pending)
         self._pending = []
-        self._pending_length = 0
+        self._pending_size = 0
         return rest

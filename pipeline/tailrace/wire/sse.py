@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from tailrace.wire.codec import BaseDecoder
 from tailrace.wire.errors import LineTooLong, StreamCut
-from tailrace.wire.lines import MAX_LINE, LineDecoder, TextDecoder
+from tailrace.wire.lines import MAX_LINE, LineDecoder, TextDecoder, size
 
 HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "Connection": "keep-alive"}
@@ -43,65 +44,61 @@ class Event:
     data: str
 
 
-class SseDecoder:
-    """Bytes to events. ``max_line`` bounds a line and the data of one event, in characters."""
+class SseDecoder(BaseDecoder[Event]):
+    """Bytes to events. ``max_line`` bounds a line and the data of one event, in bytes."""
 
-    __slots__ = ("_data", "_data_length", "_legacy", "_lines", "_name", "_started", "_text", "max_line")
+    __slots__ = ("_data", "_data_size", "_legacy", "_lines", "_name", "_started", "_text", "max_line")
 
     def __init__(self, *, legacy: bool = False, max_line: int = MAX_LINE) -> None:
+        super().__init__()
         self._legacy = legacy
         self._text = TextDecoder()
         self._lines = LineDecoder(lone_cr=not legacy, max_line=max_line)
         self._started = legacy
         self._data: list[str] = []
-        self._data_length = 0
+        self._data_size = 0
         self._name = ""
         self.max_line = max_line
 
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that ``data`` completes. Raises LineTooLong."""
-        return self._events(self._text.feed(data))
+    def _feed(self, data: bytes) -> None:
+        self._read(self._text.feed(data))
 
-    def close(self) -> list[Event]:
-        """What the end of the bytes completes: nothing, or with ``legacy`` the last block; StreamCut within a line."""
-        events = self._events(self._text.close())
+    def _close(self) -> None:
+        """The end of the bytes completes nothing, or with ``legacy`` the last block; StreamCut within a line."""
+        self._read(self._text.close())
         rest = self._lines.close()
-        if not self._legacy:
-            return events
-        if rest:
-            raise incomplete_line(rest)
-        last = self._dispatch()
-        return [*events, last] if last else events
+        if self._legacy:
+            if rest:
+                raise incomplete_line(rest)
+            self._dispatch()
 
-    def _events(self, text: str) -> list[Event]:
+    def _read(self, text: str) -> None:
         if text and not self._started:
             self._started = True
             text = text.removeprefix("\ufeff")
-        events = []
         for line in self._lines.feed(text):
             if line:
                 self._field(line)
-            elif (event := self._dispatch()) is not None:
-                events.append(event)
-        return events
+            else:
+                self._dispatch()
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
         value = value.lstrip(_JS_SPACE) if self._legacy else value.removeprefix(" ")
         if name == "data":
             self._data.append(value)
-            self._data_length += len(value) + 1
-            if self._data_length > self.max_line + 1:
-                raise LineTooLong(f"An event's data is longer than {self.max_line} characters")
+            self._data_size += size(value) + 1
+            if self._data_size > self.max_line + 1:
+                raise LineTooLong(f"An event's data is longer than {self.max_line} bytes")
         elif name == "event":
             self._name = value
 
-    def _dispatch(self) -> Event | None:
-        event = Event(self._name or "message", "\n".join(self._data)) if self._data else None
+    def _dispatch(self) -> None:
+        if self._data:
+            self._out.append(Event(self._name or "message", "\n".join(self._data)))
         self._data = []
-        self._data_length = 0
+        self._data_size = 0
         self._name = ""
-        return event
 
 
 def incomplete_line(rest: str) -> StreamCut:

@@ -109,6 +109,7 @@ class UiMessageStreamDecoder(BaseDecoder[Chunk]):
 
     def _close(self) -> None:
         if not self._done:
+            self._events.close()
             raise StreamCut("Stream ended abruptly without receiving [DONE] marker")
 
     def _end(self) -> None:
