@@ -57,6 +57,7 @@ Seconds = Annotated[float, Field(gt=0, le=_LONGEST, allow_inf_nan=False)]
 Pause = Annotated[float, Field(ge=0, le=_LONGEST, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, le=_MOST)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+OptionalPort = Annotated[Port | None, BeforeValidator(_or_none)]
 
 
 def _setting(default: Any, meaning: str, unit: str = "") -> Any:
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
     backlog: Count = _setting(2048, "Connections that may wait to be accepted", "connections")
 
     slots: Count = _setting(1000, "Runs that a worker executes at once", "runs")
+    worker_port: OptionalPort = _setting(None, "The port of a worker's own /healthz and /readyz; none: it has none")
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "The least level that is logged")
     log_format: Literal["console", "json"] = _setting("console", "How a log line is written")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tailrace.testing.servers import NatsServer
 
 Complaint = Callable[[Any], str]
@@ -254,6 +256,18 @@ def test_sigterm_drains_a_gateway_and_a_worker(cli: Any, server: NatsServer) -> 
     assert got + run.stdout.read() == b"0123456789abcdefghij"
     assert run.wait() == 0
     assert worker.wait() == 0
+
+
+def test_a_worker_with_a_port_tells_its_health_there(cli: Any, server: NatsServer) -> None:
+    worker = cli.serve("worker", "--store", server.url, WORKER_PORT="0")
+    assert httpx.get(worker.url + "/healthz", trust_env=False).json() == {"status": "up"}
+    assert httpx.get(worker.url + "/readyz", trust_env=False).json() == {"status": "ready"}
+    for path in ("/v1/runs/a", "/docs", "/openapi.json"):
+        assert httpx.get(worker.url + path, trust_env=False).status_code == 404
+    server.kill()
+    assert httpx.get(worker.url + "/healthz", trust_env=False).status_code == 200
+    told = httpx.get(worker.url + "/readyz", trust_env=False, timeout=30)
+    assert (told.status_code, told.json()["code"]) == (503, "not-ready")
 
 
 def test_a_handler_that_ignores_its_cancellation_does_not_hold_its_worker(cli: Any, server: NatsServer) -> None:

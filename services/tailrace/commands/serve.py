@@ -96,14 +96,14 @@ async def _serve(settings: Settings, stop: Stop, handlers: list[Handler] | None,
     alone = handlers is not None and with_gateway
     async with opened(settings, shared=not alone) as store:
         asked = _Asked()
-        services = [_gateway(store, settings)] if with_gateway else []
+        services = _servers(store, settings, with_gateway)
         workers = [] if handlers is None else [_worker(store, settings, handlers)]
         try:
             for one in workers:
                 await one.start()
             serving = [await _listening(one) for one in services]
             stop.take_over(asked)
-            output.data(_ready(settings, services, workers))
+            output.data(_ready(settings, services, workers, with_gateway))
             waiting = asyncio.create_task(asked.stop.wait())
             await asyncio.wait([waiting, *serving], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
@@ -116,10 +116,14 @@ async def _serve(settings: Settings, stop: Stop, handlers: list[Handler] | None,
     return stop.status
 
 
-def _gateway(store: LogStore, settings: Settings) -> GatewayServer:
+def _servers(store: LogStore, settings: Settings, with_gateway: bool) -> list[GatewayServer]:
+    """What listens: the gateway, or a worker's health where it has a port of its own."""
+    if not with_gateway and settings.worker_port is None:
+        return []
     from tailrace.gateway.launch import gateway_server
 
-    return gateway_server(store, settings, install_signals=False)
+    port = None if with_gateway else settings.worker_port
+    return [gateway_server(store, settings, install_signals=False, runs=with_gateway, port=port)]
 
 
 def _worker(store: LogStore, settings: Settings, handlers: list[Handler]) -> Worker:
@@ -155,9 +159,9 @@ async def _drain(services: list[GatewayServer], workers: list[Worker], asked: _A
     await asyncio.gather(drained, return_exceptions=True)
 
 
-def _ready(settings: Settings, services: list[GatewayServer], workers: list[Worker]) -> str:
+def _ready(settings: Settings, services: list[GatewayServer], workers: list[Worker], with_gateway: bool) -> str:
     """The one line that says that this process is of use; a gateway's ends in its URL's own word."""
-    what = "tailrace" if services and workers else "gateway" if services else "worker"
+    what = "tailrace" if with_gateway and workers else "gateway" if with_gateway else "worker"
     parts = [f"{what} ready"]
     parts += [f"on {options.http_url(settings.host, one.bound_port)}" for one in services]
     parts += [f"with {', '.join(one.handlers)}, {settings.slots} slots" for one in workers]

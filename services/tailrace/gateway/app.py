@@ -26,11 +26,12 @@ _DESCRIPTION = "Streamed answers that survive: start a run, read its stream, res
 
 
 class App:
-    """The ASGI app. `drain` belongs to the server's stop signal. The store is the caller's to close."""
+    """The ASGI app. `drain` belongs to the server's stop signal. The store is the caller's to close. Without ``runs``
+    it answers ``/healthz`` and ``/readyz`` alone, as a worker's own port does."""
 
-    def __init__(self, store: StreamStore, settings: Settings) -> None:
+    def __init__(self, store: StreamStore, settings: Settings, *, runs: bool = True) -> None:
         self.gateway = Gateway(store, settings)
-        self.api = _api(self.gateway)
+        self.api = _api(self.gateway, runs)
         self._cors = Cors(settings.origins())
 
     def drain(self) -> None:
@@ -88,19 +89,21 @@ class _Start:
         await self._send(message)
 
 
-def _api(gateway: Gateway) -> FastAPI:
+def _api(gateway: Gateway, with_runs: bool) -> FastAPI:
     api = FastAPI(
         title="Tailrace",
         version=__version__,
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if with_runs else None,
         redirect_slashes=False,
         telemetry={"auto_configure": False},  # only the settings read the environment
     )
     api.include_router(health.router(gateway))
-    api.include_router(pages.router())
-    api.include_router(runs.router(gateway))
+    if with_runs:
+        api.include_router(pages.router())
+        api.include_router(runs.router(gateway))
     api.openapi = lambda: _described(api)  # type: ignore[method-assign]  # FastAPI's own way
     for kind in (TailraceError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, problems.handle)
@@ -115,6 +118,6 @@ def _described(api: FastAPI) -> dict[str, Any]:
     return api.openapi_schema
 
 
-def create_app(store: StreamStore, settings: Settings) -> App:
-    """The gateway's ASGI app on an open store."""
-    return App(store, settings)
+def create_app(store: StreamStore, settings: Settings, *, runs: bool = True) -> App:
+    """The gateway's ASGI app on an open store; without ``runs``, its health alone."""
+    return App(store, settings, runs=runs)

@@ -36,13 +36,16 @@ def gateway_server(
     *,
     sockets: Sequence[socket.socket] = (),
     install_signals: bool = True,
+    runs: bool = True,
+    port: int | None = None,
 ) -> GatewayServer:
-    """A server of a gateway on an open store, which stays the caller's to close; see `server.serve` and `start`."""
-    app = create_app(store, settings)
+    """A server of a gateway on an open store, which stays the caller's to close; see `server.serve` and `start`.
+    Without ``runs`` it answers ``/healthz`` and ``/readyz`` alone; ``port`` replaces the settings'."""
+    app = create_app(store, settings, runs=runs)
     return make_server(
         cast(Any, app),  # uvicorn and Starlette type the same protocol differently
         host=settings.host,
-        port=settings.port,
+        port=settings.port if port is None else port,
         settings=edge_settings(settings),
         on_drain=app.drain,
         sockets=sockets,
