@@ -13,13 +13,10 @@ Rules.
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,26 +25,22 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from tailrace._ports import choose_port
 from tailrace._server_directory import (
-    HOST,
     EmbeddedError,
     EmbeddedOptions,
     ServerDirectory,
     ServerRecord,
-    is_locked,
     try_lock,
     wait_lock,
 )
+from tailrace._ties import tie_by_kernel, tie_by_watchdog
 
 USERS_INTERVAL = 0.5
 STOP_LIMIT = 10.0
 STEADY_AFTER = 2.0
 MAX_FAILURES = 5
 MAX_BACKOFF = 1.0
-# Below the ports that systems give to outgoing connections: a client that dials a dead port of that range can be
-# given the same port as its own, connect to itself, and so keep the server from coming back.
-PORTS = range(20_000, 32_000)
-PR_SET_PDEATHSIG = 1
 
 
 class Signals:
@@ -161,69 +154,6 @@ class Supervisor:
             self._server.kill()
             self._server.wait()
         self._directory.save(replace(self._record, supervisor_pid=None, server_pid=None))
-
-
-def choose_port(fixed: int | None, before: int | None) -> int:
-    """The port asked for, else the one used before, else a free one. Raises EmbeddedError when there is none."""
-    if fixed is not None:
-        if not is_free(fixed):
-            raise EmbeddedError(f"port {fixed} is taken: ask for another one, or for none", code="embedded-port")
-        return fixed
-    if before is not None and is_free(before):
-        return before
-    for port in random.sample(PORTS, 200):
-        if is_free(port):
-            return port
-    raise EmbeddedError(f"no free port between {PORTS.start} and {PORTS.stop - 1}", code="embedded-port")
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on `port` now."""
-    with socket.socket() as probe:
-        # As the server does: connections of its predecessor that are still closing do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            probe.listen()
-        except OSError:
-            return False
-    return True
-
-
-def tie_by_kernel() -> Callable[[], None]:
-    """What the server's process runs first on Linux: from then on it is killed when the supervisor ends."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def tie() -> None:
-        # The parent may have ended before the call, and then no signal will come.
-        if prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != parent:
-            os._exit(1)
-
-    return tie
-
-
-def tie_by_watchdog(directory: ServerDirectory, lock: int) -> Callable[[], None]:
-    """The same elsewhere: a process that learns the server's pid from a pipe and kills it when the pipe ends."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        os.close(writer)
-        os.close(lock)
-        pid = 0
-        while told := os.read(reader, 512):
-            pid = int(told.split()[-1])
-        # The lock says whether that server still runs; its pid alone could be another process by now.
-        if pid and is_locked(directory.server_lock):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        os._exit(0)
-    os.close(reader)
-    # Told before it becomes the server, so that no moment is left in which nobody knows of it.
-    return lambda: void(os.write(writer, b"%d\n" % os.getpid()))
-
-
-def void(_: object) -> None:
-    """Drop a value."""
 
 
 def log(text: str) -> None:

@@ -1,25 +1,21 @@
-"""Real servers for tests: started on a free loopback port, killed, paused and restarted by their process id."""
+"""A real NATS server for tests: started on a free loopback port, killed, paused and restarted by their process id."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tailrace.embedded import find_binary
+from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
 
-HOST = "127.0.0.1"
-START_TIMEOUT = 20.0
+__all__ = ["HOST", "NatsServer"]
 
 
-class NatsServer:
+class NatsServer(ServerProcess):
     """One nats-server with its data in ``directory``; `start` (or ``with``) runs it.
 
     ``config`` is added to its configuration file (``authorization {…}``, ``max_payload: …``); with ``jetstream=False``
@@ -27,12 +23,12 @@ class NatsServer:
     """
 
     def __init__(self, directory: Path, *, config: str = "", jetstream: bool = True, arguments: Sequence[str] = ()):
+        super().__init__()
         self.directory = directory
         self.port = 0
         self._config = config
         self._jetstream = jetstream
         self._arguments = arguments
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -40,19 +36,12 @@ class NatsServer:
         return f"nats://{HOST}:{self.port}"
 
     @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server was not started"
-        return self._process.pid
-
-    @property
     def log(self) -> str:
         """What the server wrote."""
         path = self.directory / "server.log"
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
-    def start(self) -> Self:
-        """Run the server, and return when it takes connections. Raises RuntimeError with its log where it does not."""
-        assert self._process is None, "the server runs already"
+    def _spawn(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         store = 'jetstream { store_dir: "data" }\n' if self._jetstream else ""
         (self.directory / "server.conf").write_text(f"{store}{self._config}\n")
@@ -60,8 +49,6 @@ class NatsServer:
         command: list[str] = [str(find_binary()), "-a", HOST, "-p", port, "-c", "server.conf", "-l", "server.log"]
         command += ["--ports_file_dir", ".", *self._arguments]
         self._process = subprocess.Popen(command, cwd=self.directory, stdin=subprocess.DEVNULL)
-        self._await_ready()
-        return self
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -89,47 +76,3 @@ class NatsServer:
                 return client.recv(5).startswith(b"INFO")
         except OSError:
             return False
-
-    def kill(self) -> None:
-        """SIGKILL: no goodbye, no sync. Nothing happens if it does not run."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """SIGTERM, and wait. Nothing happens if it does not run."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            if how is not signal.SIGKILL:
-                process.send_signal(signal.SIGCONT)
-            process.send_signal(how)
-        try:
-            process.wait(timeout=START_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def restart(self) -> Self:
-        """Start it again, on the same port and data; killed first if it runs."""
-        self.kill()
-        return self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay, answers stop."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)  # its threads stop a little later than the call
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()

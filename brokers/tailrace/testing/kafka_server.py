@@ -1,0 +1,172 @@
+"""Real Apache Kafka for tests: one node, or a cluster, killed, paused and restarted by process id.
+
+The jars must have been fetched (`tailrace kafka fetch`). A node costs 160 MB and two seconds to start: share one among
+the tests of a module, each with topics of its own, and take one alone only to kill it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tailrace._ports import choose_port
+from tailrace._ties import tie_by_kernel
+from tailrace.kafka_local import metadata
+from tailrace.kafka_local.node import Node, new_cluster_id
+from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
+
+LOOK_INTERVAL = 0.05
+
+
+class KafkaServer(ServerProcess):
+    """One Kafka node with its data in ``directory``; `start` (or ``with``) runs it. ``properties`` are added to its
+    own. The ports are chosen at the first start and kept."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        properties: Mapping[str, str] | None = None,
+        node_id: int = 1,
+        controllers: Mapping[int, int] | None = None,
+        cluster_id: str = "",
+    ) -> None:
+        super().__init__()
+        self.directory = directory
+        self.id = node_id
+        self.port = 0
+        self._controllers = controllers
+        self._cluster_id = cluster_id
+        self._properties = properties or {}
+
+    @property
+    def url(self) -> str:
+        """`kafka://127.0.0.1:port`."""
+        return f"kafka://{self.bootstrap}"
+
+    @property
+    def bootstrap(self) -> str:
+        """`127.0.0.1:port`, as clients want it."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What the server wrote, over all its starts."""
+        path = self.directory / "server.log"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def leader(self, topic: str, partition: int = 0) -> int | None:
+        """The id of the node that leads the partition now, as this one knows it; None where nobody does."""
+        found = metadata.ask(HOST, self.port, [topic])
+        leader = found.leaders.get((topic, partition), -1) if found else -1
+        return leader if leader >= 0 else None
+
+    def _spawn(self) -> None:
+        self.port = self.port or choose_port(None, None)
+        if self._controllers is None:
+            self._controllers = {self.id: choose_port(None, None)}
+        node = self._node = Node(
+            self.directory, self.port, self._controllers, self.id, self._cluster_id, self._properties
+        )
+        command = node.prepare()
+        # The tie fires when the thread that starts the server ends, so only the main thread's may be used.
+        tied = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+        with (self.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=tie_by_kernel() if tied else None,  # noqa: PLW1509 - one call that takes no lock
+            )
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self.running:
+            if self._node.is_ready():
+                return
+            time.sleep(LOOK_INTERVAL)
+        self.kill()
+        raise RuntimeError(f"Kafka did not start:\n{self.log[-4000:]}")
+
+
+class KafkaCluster:
+    """``size`` Kafka nodes that know each other, in folders of ``directory``; `start` (or ``with``) runs them."""
+
+    def __init__(self, directory: Path, size: int = 3, *, properties: Mapping[str, str] | None = None) -> None:
+        controllers = {node: choose_port(None, None) for node in range(1, size + 1)}
+        cluster_id = new_cluster_id()
+        self.nodes = [
+            KafkaServer(
+                directory / f"node-{node}",
+                properties=properties,
+                node_id=node,
+                controllers=controllers,
+                cluster_id=cluster_id,
+            )
+            for node in controllers
+        ]
+
+    @property
+    def url(self) -> str:
+        """`kafka://` with every node's address."""
+        return f"kafka://{self.bootstrap}"
+
+    @property
+    def bootstrap(self) -> str:
+        """Every node's address, as clients want them."""
+        return ",".join(node.bootstrap for node in self.nodes)
+
+    def leader(self, topic: str, partition: int = 0) -> KafkaServer:
+        """The running node that leads the partition now; waits until there is one."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            for node in self.nodes:
+                leader = node.leader(topic, partition) if node.running else None
+                leading = next((one for one in self.nodes if one.id == leader and one.running), None)
+                if leading is not None:
+                    return leading
+            time.sleep(LOOK_INTERVAL)
+        raise RuntimeError(f"nobody leads {topic}-{partition}")
+
+    def start(self) -> Self:
+        """Run all nodes, and return when each takes connections and sees all the others."""
+        try:
+            for node in self.nodes:
+                node._spawn()
+            for node in self.nodes:
+                node._await_ready()
+            self._await_all()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _await_all(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            seen = [metadata.ask(HOST, node.port) for node in self.nodes]
+            if all(one is not None and len(one.brokers) == len(self.nodes) for one in seen):
+                return
+            time.sleep(LOOK_INTERVAL)
+        raise RuntimeError(f"the nodes do not find each other:\n{self.nodes[0].log[-4000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL all that run."""
+        for node in self.nodes:
+            node.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
