@@ -2,7 +2,7 @@
 
 =====  ===================================================================================================
 0      done
-1      the stream or run has an ending other than done; the demo's bytes differ
+1      the stream or run has an ending other than done; bytes are not of their format; the demo's bytes differ
 2      the command could not do its work: usage, configuration, a gateway's refusal, the broker
 130    Ctrl-C (128 plus the number of any signal that cut a command short)
 =====  ===================================================================================================
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tailrace.commands import about, demo, manage, output, run, serve, streams
+from tailrace.commands import about, convert, demo, inspect, manage, output, run, serve, streams
 from tailrace.errors import TailraceError
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ for _command in (
     *(demo.demo, serve.up, serve.gateway, serve.worker),
     *(run.run, streams.publish, streams.read),
     *(manage.status, manage.cancel, manage.delete, manage.ls),
+    *(inspect.inspect, convert.convert),
     *(about.settings, about.version),
 ):
     app.command()(_command)

@@ -9,13 +9,15 @@ the operations. This carries states, not answers, so it stands beside the table 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from tailrace.message.chunks import Json
 from tailrace.message.dialect import LEGACY, NEWEST
+from tailrace.message.errors import InvalidUpdate
 from tailrace.message.state import StateAccumulator
 from tailrace.wire import sse
 from tailrace.wire.codec import BaseDecoder
@@ -33,6 +35,9 @@ class ObjectChunk:
 
     snapshot: Json
     operations: list[Json]
+
+    def to_json(self) -> dict[str, Json]:
+        return {"snapshot": self.snapshot, "operations": self.operations}
 
 
 class ObjectStreamEncoder:
@@ -94,5 +99,18 @@ class ObjectStreamDecoder(BaseDecoder[ObjectChunk]):
             return
         if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
             raise InvalidStream("A frame of an object stream is an array of operations")
-        self._state.append(operations)
+        try:
+            self._state.append(operations)
+        except InvalidUpdate as error:
+            raise InvalidStream(error.message) from error
         self._out.append(ObjectChunk(self._state.state, operations))
+
+
+DECODERS: Final[Mapping[str, Callable[..., ObjectStreamDecoder]]] = MappingProxyType(
+    {
+        "object-stream": ObjectStreamDecoder,
+        f"object-stream;v={NEWEST}": ObjectStreamDecoder,
+        f"object-stream;v={LEGACY}": partial(ObjectStreamDecoder, legacy=True),
+    }
+)
+"""By name and dialect, as `tailrace.wire.FORMATS` has those of chunks."""

@@ -27,7 +27,7 @@ from tailrace.message.chunks import (
 )
 from tailrace.wire.codec import BaseDecoder, PartTable, delta_text
 from tailrace.wire.errors import UnsupportedChunk
-from tailrace.wire.lines import TextDecoder
+from tailrace.wire.lines import MAX_LINE, TextDecoder
 from tailrace.wire.parts import PartWriter
 
 HEADERS: Final[Mapping[str, str]] = MappingProxyType({"Content-Type": "text/plain; charset=utf-8"})
@@ -96,9 +96,9 @@ class PlainTextEncoder:
 
 
 class PlainTextDecoder(BaseDecoder[Chunk]):
-    """Text to one text part; each piece that holds text is a delta."""
+    """Text to one text part; each piece that holds text is a delta. Nothing waits for a line, so none is too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_line: int = MAX_LINE) -> None:
         super().__init__()
         self._text = TextDecoder()
         self._parts = PartWriter(self._out)

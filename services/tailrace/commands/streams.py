@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -107,7 +107,7 @@ def read(
             await _read_http(where.url, stream_id, start, sink)
         else:
             async with opened(where.settings) as opened_store:
-                await _read_store(opened_store, stream_id, start, sink)
+                await read_store(opened_store, stream_id, start, sink)
         return output.OK
 
     return run(command)
@@ -140,8 +140,17 @@ async def _read_http(url: str, stream_id: str, start: str | Offset, sink: Output
                 await sink.write(part)
 
 
-async def _read_store(store: LogStore, stream_id: str, start: str | Offset, sink: Output) -> None:
-    """Raises the ending's error; a deleted stream's too, since a pipe's reader would take less for all."""
+class Sink(Protocol):
+    """Where a stream's bytes go."""
+
+    async def write(self, data: bytes) -> None: ...
+
+
+async def read_store(store: LogStore, stream_id: str, start: str | Offset, sink: Sink) -> None:
+    """The stream's bytes into ``sink``, to its end.
+
+    Raises the ending's error; a deleted stream's too, since a pipe's reader would take less for all.
+    """
     began = False
     while True:
         try:
@@ -160,7 +169,7 @@ async def _read_store(store: LogStore, stream_id: str, start: str | Offset, sink
 
 
 async def _read_once(
-    store: LogStore, stream_id: str, start: str | Offset, sink: Output
+    store: LogStore, stream_id: str, start: str | Offset, sink: Sink
 ) -> tuple[Ending | None, str | Offset]:
     """Write the stream from ``start`` on; its ending, or None and where to go on."""
     reader = await store.open(stream_id, start)

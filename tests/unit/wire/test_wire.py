@@ -14,7 +14,7 @@ from tailrace.message import (
     ToolCallArgsTextFinishChunk,
     UnknownInit,
 )
-from tailrace.wire import FORMATS, find_format
+from tailrace.wire import FORMATS, find_format, format_of, object_stream
 from tailrace.wire.errors import InvalidStream, JsonTooDeep, LineTooLong, StreamCut, UnsupportedChunk
 from tailrace.wire.lines import LineDecoder, TextDecoder
 from tailrace.wire.sse import SseDecoder
@@ -39,6 +39,28 @@ def test_headers_are_upstreams() -> None:
     assert FORMATS["assistant-transport"].headers["Content-Type"] == "text/event-stream"
     for format in FORMATS.values():
         assert format.encoder().headers == format.headers
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if ";" not in name])
+def test_a_format_is_known_by_its_headers(name: str) -> None:
+    headers = FORMATS[name].headers
+    found = format_of(headers["Content-Type"], [(key.upper(), value) for key, value in headers.items()])
+    assert found is FORMATS[name]
+    assert format_of(headers["Content-Type"], headers) is found
+
+
+def test_the_older_dialect_has_the_newer_ones_headers_or_the_data_streams() -> None:
+    for name in ("data-stream", "assistant-transport", "plain-text"):
+        headers = FORMATS[f"{name};v=0.3.15"].headers
+        expected = "data-stream" if name == "plain-text" else name
+        assert format_of(headers["Content-Type"], headers) is FORMATS[expected]
+
+
+def test_other_headers_name_no_format() -> None:
+    for content_type in (None, "", "application/octet-stream", "text/html", "text/plainer"):
+        assert format_of(content_type) is None
+    assert format_of("text/event-stream", object_stream.HEADERS) is None
+    assert format_of("Text/Plain") is FORMATS["plain-text"]
 
 
 @pytest.mark.parametrize("name", LINE_FORMATS)
