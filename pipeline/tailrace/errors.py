@@ -26,6 +26,7 @@ Adapters translate what a client library raises, at their edge, with ``from``; n
     │   ├── TooManyStreams    too-many-streams
     │   ├── StorageFull       storage-full
     │   ├── TooManyReaders    too-many-readers
+    │   ├── TooMuchPending    too-much-pending     a handler writes faster than the broker stores
     │   ├── TtlTooLong        ttl-too-long
     │   └── SlowReader        slow-reader          carries the cursor to resume from
     ├── CursorError
@@ -44,7 +45,7 @@ Adapters translate what a client library raises, at their edge, with ``from``; n
     │   ├── UnknownHandler    unknown-handler      carries the known ones
     │   ├── InvalidInput      invalid-input        the handler's input model rejects it; carries the paths
     │   ├── RunTooLarge       run-too-large        its input does not fit into one message of the broker
-    │   ├── UnknownFormat     unknown-format
+    │   ├── UnknownFormat     unknown-format       nobody knows it, or the handler does not serve it
     │   ├── RunConflict       run-conflict         the id is taken by another request
     │   ├── NoWorkers         no-workers           nobody alive takes this handler's runs
     │   └── ClaimTimeout      claim-timeout        queued, and not claimed in time
@@ -188,6 +189,12 @@ class TooManyReaders(LimitExceeded):
     hint = "Try again later or on another gateway, or raise TAILRACE_MAX_READERS."
 
 
+class TooMuchPending(LimitExceeded):
+    code = "too-much-pending"
+    setting = "TAILRACE_MAX_PENDING_BYTES"
+    hint = "Await controller.drain() while writing, or raise TAILRACE_MAX_PENDING_BYTES."
+
+
 class TtlTooLong(LimitExceeded):
     code = "ttl-too-long"
     setting = "TAILRACE_MAX_TTL"
@@ -281,6 +288,10 @@ class RunTooLarge(RunError):
 
 class UnknownFormat(RunError):
     code = "unknown-format"
+
+    def __init__(self, message: str, *, hint: str | None = None, known: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.known = tuple(known)
 
 
 class RunConflict(RunError):

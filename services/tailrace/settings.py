@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     write_buffer: Size = _setting(256 * 1024, "What is buffered for a connection before a send waits", "bytes")
     backlog: Count = _setting(2048, "Connections that may wait to be accepted", "connections")
 
+    max_pending_bytes: Size = _setting(
+        16 * 1024 * 1024, "How many bytes a controller may be ahead of the broker before its run fails", "bytes"
+    )
     slots: Count = _setting(1000, "Runs that a worker executes at once", "runs")
     worker_port: OptionalPort = _setting(None, "The port of a worker's own /healthz and /readyz; none: it has none")
 

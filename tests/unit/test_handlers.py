@@ -43,7 +43,8 @@ async def collect(one: Handler, value: object, context: RunContext = CONTEXT) ->
 
 
 async def test_a_handler_is_read_from_its_function() -> None:
-    assert (shout.name, shout.policy, shout.content_type, shout.text) == ("shout", "fail", TEXT, True)
+    assert (shout.name, shout.policy, shout.content_type) == ("shout", "fail", TEXT)
+    assert shout.output("").text
     assert shout.headers == (("x-kind", "loud"),)
     assert shout.schema()["properties"].keys() == {"text", "times"}
     value = shout.parse(b'{"text": "hi", "times": 2}')
@@ -53,7 +54,7 @@ async def test_a_handler_is_read_from_its_function() -> None:
 
 async def test_the_context_is_optional_and_bytes_are_octets() -> None:
     (one,) = load(f"{_module('bare_handlers', bare=bare)}:bare")
-    assert (one.name, one.content_type, one.text) == ("bare", BYTES, False)
+    assert (one.name, one.content_type, one.output("").text) == ("bare", BYTES, False)
     assert await collect(one, Prompt(text="é")) == ["é".encode()]
     assert [chunk async for chunk in one(Prompt(text="a"))] == [b"a"]
 

@@ -18,9 +18,10 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from copy import copy
 from functools import partial
 from inspect import isawaitable
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, Self, TypeAlias
 
 from tailrace.message.chunks import (
     UNDEFINED,
@@ -101,10 +102,9 @@ class AssistantStreamController:
         """Whether no chunk can follow: closed, and nothing is open."""
         return self._state.finished or (self._state.sealed and not self._state.open)
 
-    def with_parent_id(self, parent_id: str) -> AssistantStreamController:
+    def with_parent_id(self, parent_id: str) -> Self:
         """A controller of the same answer whose parts belong to ``parent_id``."""
-        child = object.__new__(AssistantStreamController)
-        child._state = self._state
+        child = copy(self)
         child._parent_id = parent_id
         return child
 

@@ -52,6 +52,9 @@ HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     {**sse.HEADERS, "x-vercel-ai-ui-message-stream": "v1", "x-accel-buffering": "no"}
 )
 
+ABORT: Final = b'data: {"type":"abort"}\n\ndata: [DONE]\n\n'
+"""The end of an answer that somebody stopped."""
+
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 

@@ -127,7 +127,7 @@ def _servers(store: LogStore, settings: Settings, with_gateway: bool) -> list[Ga
 
 
 def _worker(store: LogStore, settings: Settings, handlers: list[Handler]) -> Worker:
-    from tailrace.worker import Worker
+    from tailrace.worker import Pace, Worker
 
     return Worker(
         store,
@@ -135,6 +135,7 @@ def _worker(store: LogStore, settings: Settings, handlers: list[Handler]) -> Wor
         slots=settings.slots,
         lease_ttl=settings.lease_ttl,
         drain_timeout=settings.drain_timeout,
+        pace=Pace(max_pending_bytes=settings.max_pending_bytes),
     )
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.types import Receive
 
-from tailrace import logs
+from tailrace import formats, logs
 from tailrace.contracts import Command, Reader
 from tailrace.errors import (
     BrokerUnavailable,
@@ -39,7 +39,6 @@ from tailrace.gateway.problems import Problem, RequestTooLarge
 from tailrace.model import Offset, Status, StreamInfo, validate_stream_id
 
 _log = logs.get("tailrace.gateway")
-FORMATS = ("bytes", "text")
 _JSON = 'Send {"handler": …, "input": …} in UTF-8.'
 _HINT = "Send handler and input, and optionally id, format and ttl."
 _MAX_DIGITS = 4000  # of an integer; Python itself refuses longer ones, in words for programmers
@@ -57,7 +56,10 @@ class RunRequest(BaseModel):
     id: Annotated[str | None, Field(description="The stream id, 1 to 256 of A-Z a-z 0-9 _ . : -")] = None
     input: Annotated[Any, Field(description="What the handler's input model takes")]
     format: Annotated[
-        str | None, Field(max_length=64, description="The stream's format; the handler's own by default")
+        str | None,
+        Field(
+            max_length=64, description=f"The stream's format; the handler's own by default. {', '.join(formats.KNOWN)}"
+        ),
     ] = None
     ttl: Annotated[float | None, Field(gt=0, description="Seconds to keep the stream after its last byte")] = None
 
@@ -77,14 +79,13 @@ async def read_request(request: Request, gateway: Gateway) -> tuple[Command, boo
     wanted = _validate(_parse(await _body(request, gateway.settings.max_request_bytes)))
     if wanted.ttl is not None and wanted.ttl > limits.max_ttl:
         raise TtlTooLong(f"A time to live of {wanted.ttl:g} s; the most is {limits.max_ttl:g} s")
-    if wanted.format is not None and wanted.format not in FORMATS:
-        raise UnknownFormat(f"Unknown format: {wanted.format}", hint=f"Known formats: {', '.join(FORMATS)}")
-    canonical = _canonical({"handler": wanted.handler, "input": wanted.input, "format": wanted.format})
+    format = None if wanted.format is None else formats.canonical(wanted.format)
+    canonical = _canonical({"handler": wanted.handler, "input": wanted.input, "format": format})
     command = Command(
         stream_id=wanted.id or secrets.token_urlsafe(18),
         handler=wanted.handler,
         input=_canonical(wanted.input),
-        format=wanted.format or "",
+        format=format or "",
         digest=hashlib.sha256(canonical).hexdigest(),
         ttl=wanted.ttl,
     )

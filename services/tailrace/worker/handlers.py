@@ -1,12 +1,16 @@
 """Handlers: what a worker runs, described by the function itself.
 
-A handler is an async generator function of bytes or str. Its first parameter is the run's input, validated by that
-parameter's annotation; a second one, if there is one, is the `RunContext`. The annotation of what it yields chooses the
-content type. What cannot be read from the function is said to the decorator::
+A handler yields bytes or str, or writes its answer with a controller. Its first parameter is the run's input, validated
+by that parameter's annotation. The annotation of what it yields chooses the content type; a controller's answer is
+encoded as the run's format asks. What cannot be read from the function is said to the decorator::
 
     @handler("shout")
     async def shout(input: Prompt, run: RunContext) -> AsyncIterator[str]:
         yield input.text.upper()
+
+    @handler("chat")
+    async def chat(input: Prompt, controller: Controller) -> None:
+        controller.append_text(input.text)
 """
 
 from __future__ import annotations
@@ -15,37 +19,22 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from tailrace.errors import InvalidInput, RunError
+from tailrace.errors import InvalidInput
+from tailrace.message.controller import AssistantStreamController
+from tailrace.worker.output import Output, of_bytes, of_chunks
+from tailrace.worker.signature import BYTES as BYTES
+from tailrace.worker.signature import TEXT as TEXT
+from tailrace.worker.signature import InvalidHandler as InvalidHandler
+from tailrace.worker.signature import Role, read
+from tailrace.worker.signature import RunContext as RunContext
 
-TEXT, BYTES = "text/plain; charset=utf-8", "application/octet-stream"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_ASYNC_ITERATORS = (AsyncGenerator, AsyncIterable, AsyncIterator)
-
-
-class InvalidHandler(RunError):
-    """A handler that cannot be registered or loaded."""
-
-    code = "invalid-handler"
-    hint = "A handler is `async def name(input: Model, run: RunContext) -> AsyncIterator[str]` that yields."
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What a handler may know of its run. ``attempt`` is 1 unless a worker was lost before this one;
-    ``headers`` are the response headers that the run's readers get."""
-
-    stream_id: str
-    handler: str
-    attempt: int = 1
-    format: str = "bytes"
-    content_type: str = BYTES
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +42,30 @@ class Handler:
     """A registered handler. Calling it calls the function, as if it were not decorated."""
 
     name: str
-    function: Callable[..., AsyncIterator[bytes | str]]
+    function: Callable[..., Any]
     input: TypeAdapter[Any]
     policy: str
     content_type: str
     headers: tuple[tuple[str, str], ...]
-    takes_context: bool
+    roles: tuple[Role, ...]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes | str]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
     @property
-    def text(self) -> bool:
-        """Whether its chunks are text in UTF-8, which is not split inside a character."""
-        return self.content_type.startswith("text/")
+    def takes_context(self) -> bool:
+        return "run" in self.roles
+
+    @property
+    def takes_controller(self) -> bool:
+        """Whether it writes with a controller; else it yields its chunks."""
+        return "controller" in self.roles
+
+    def output(self, format: str) -> Output:
+        """What a run in this format writes; the empty one is the handler's own. Raises `UnknownFormat`."""
+        if self.takes_controller:
+            return of_chunks(self.name, format, self.headers)
+        return of_bytes(self.name, format, self.content_type, self.headers)
 
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its input."""
@@ -84,9 +83,14 @@ class Handler:
             raise InvalidInput(json.dumps(errors, ensure_ascii=False), errors=errors) from error
 
     def start(self, value: Any, context: RunContext) -> AsyncGenerator[bytes | str, None]:
-        """The handler's chunks for this input."""
+        """The chunks that it yields for this input."""
         chunks = self.function(value, context) if self.takes_context else self.function(value)
         return cast("AsyncGenerator[bytes | str, None]", chunks)  # `handler` made sure
+
+    async def answer(self, value: Any, controller: AssistantStreamController, context: RunContext) -> None:
+        """Let it write its answer to this input."""
+        given = {"run": context, "controller": controller}
+        await self.function(value, *(given[role] for role in self.roles))
 
 
 def handler(
@@ -96,8 +100,8 @@ def handler(
     policy: str = "fail",
     content_type: str | None = None,
     headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-) -> Callable[[Callable[..., AsyncIterator[Any]]], Handler]:
-    """Make a handler of an async generator function.
+) -> Callable[[Callable[..., Any]], Handler]:
+    """Make a handler of an async generator function, or of an async function that takes a controller.
 
     ``name`` defaults to the function's, ``input`` (a pydantic model, or any type that pydantic validates) to its first
     parameter's annotation, ``content_type`` to text for a function annotated to yield str, else to bytes. Raises
@@ -105,14 +109,14 @@ def handler(
     """
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
 
-    def register(function: Callable[..., AsyncIterator[Any]]) -> Handler:
+    def register(function: Callable[..., Any]) -> Handler:
         return _describe(function, name, input, policy, content_type, pairs)
 
     return register
 
 
 def _describe(
-    function: Callable[..., AsyncIterator[Any]],
+    function: Callable[..., Any],
     name: str | None,
     input: Any,
     policy: str,
@@ -120,57 +124,32 @@ def _describe(
     headers: tuple[tuple[str, str], ...],
 ) -> Handler:
     shown = getattr(function, "__qualname__", repr(function))
-    if not inspect.isasyncgenfunction(function):
-        raise InvalidHandler(f"{shown} is no async generator function: declare it `async def` and `yield` its chunks")
+    signature = read(function, shown, told=input is not None and content_type is not None)
     name = name if name is not None else function.__name__
     if _NAME.fullmatch(name) is None:
         raise InvalidHandler(f"Not a handler's name: {name!r}", hint="Use 1 to 64 characters of A-Z a-z 0-9 _ -")
     if policy != "fail":
         raise InvalidHandler(f"{shown}: unknown policy {policy!r}", hint='The policy is "fail".')
-    first, takes_context = _parameters(function, shown)
-    hints = _hints(function, shown) if input is None or content_type is None else {}
+    if content_type is not None and "controller" in signature.roles:
+        raise InvalidHandler(f"{shown}: a controller's content type is that of the run's format: pass none")
     if input is None:
-        if first not in hints:
-            raise InvalidHandler(f"{shown}: annotate the parameter {first!r} with the input's model, or pass input=…")
-        input = hints[first]
+        if signature.input not in signature.hints:
+            told = f"annotate the parameter {signature.input!r} with the input's model, or pass input=…"
+            raise InvalidHandler(f"{shown}: {told}")
+        input = signature.hints[signature.input]
     try:
         adapter = TypeAdapter[Any](input)
         adapter.json_schema()
     except PydanticUserError as error:
         raise InvalidHandler(f"{shown}: pydantic cannot validate its input {input!r}: {error.message}") from error
-    return Handler(name, function, adapter, policy, content_type or _content_type(hints), headers, takes_context)
-
-
-def _parameters(function: Callable[..., Any], shown: str) -> tuple[str, bool]:
-    """The name of the input's parameter, and whether there is one for the context."""
-    parameters = list(inspect.signature(function).parameters.values())
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [p for p in positional if p.default is p.empty]
-    keyword = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if not positional or len(required) > 2 or keyword:
-        raise InvalidHandler(f"{shown} must take one or two parameters: the input, and optionally the RunContext")
-    return positional[0].name, len(positional) > 1
-
-
-def _hints(function: Callable[..., Any], shown: str) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except (NameError, TypeError) as error:
-        raise InvalidHandler(
-            f"{shown}: its annotations cannot be resolved ({error})",
-            hint="Define the input's model at the module's top, or pass input=… and content_type=… to the decorator.",
-        ) from error
-
-
-def _content_type(hints: Mapping[str, Any]) -> str:
-    returned = hints.get("return")
-    yields = get_args(returned)[:1] if get_origin(returned) in _ASYNC_ITERATORS else ()
-    return TEXT if yields == (str,) else BYTES
+    if "controller" in signature.roles:
+        content_type = of_chunks(name, "", headers).content_type
+    return Handler(name, function, adapter, policy, content_type or signature.content_type, headers, signature.roles)
 
 
 def load(reference: str) -> list[Handler]:
-    """The handlers that ``module:attribute`` names: one handler, a bare async generator function, or a list of them;
-    ``module`` alone names all handlers in it. Raises `InvalidHandler`."""
+    """The handlers that ``module:attribute`` names: one handler, a bare function that could be one, or a list of
+    handlers; ``module`` alone names all handlers in it. Raises `InvalidHandler`."""
     module_name, _, attribute = reference.partition(":")
     hint = "Name it as module:attribute; the module must be importable from where the worker starts."
     try:
@@ -184,7 +163,7 @@ def load(reference: str) -> list[Handler]:
         found = [value for value in vars(found).values() if isinstance(value, Handler)]
     if isinstance(found, Handler):
         return [found]
-    if inspect.isasyncgenfunction(found):
+    if inspect.isasyncgenfunction(found) or inspect.iscoroutinefunction(found):
         return [handler()(found)]
     if isinstance(found, Sequence) and found and all(isinstance(one, Handler) for one in found):
         return list(found)

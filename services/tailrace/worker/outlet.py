@@ -1,8 +1,9 @@
 """The pending buffer between a handler and the store.
 
-The handler puts chunk by chunk and waits while the buffer is full: that is its back-pressure. The writer takes
-everything pending at once: while one round trip is under way the next one fills, so the slower the broker the more each
-carries. One producer, one writer, one event loop.
+The handler puts chunk by chunk and waits while the buffer is full: that is its back-pressure. One that cannot wait in
+the middle of a call pushes, and drains where it can. The writer takes everything pending at once: while one round trip
+is under way the next one fills, so the slower the broker the more each carries. One producer, one writer, one event
+loop.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ class Outlet:
         self._closed = False
         self._filled, self._emptied = asyncio.Event(), asyncio.Event()
 
+    @property
+    def pending(self) -> int:
+        """The bytes that were not taken yet."""
+        return self._bytes
+
     async def put(self, chunk: bytes) -> None:
         """Add a chunk once there is room. Raises `OutletClosed`."""
         while not self._closed and self._is_full(len(chunk)):
@@ -34,6 +40,22 @@ class Outlet:
         self._chunks.append(chunk)
         self._bytes += len(chunk)
         self._filled.set()
+
+    def push(self, chunk: bytes) -> None:
+        """Add a chunk, whether there is room or not; an empty one, or one that comes after the close, is dropped."""
+        if chunk and not self._closed:
+            self._chunks.append(chunk)
+            self._bytes += len(chunk)
+            self._filled.set()
+
+    async def drain(self) -> None:
+        """Give the writer its turn, and wait while the bytes are too many. Raises `OutletClosed`."""
+        await asyncio.sleep(0)
+        while not self._closed and self._bytes >= self._max_bytes:
+            self._emptied.clear()
+            await self._emptied.wait()
+        if self._closed:
+            raise OutletClosed
 
     def _is_full(self, size: int) -> bool:
         return bool(self._chunks) and (self._bytes + size > self._max_bytes or len(self._chunks) >= self._max_chunks)

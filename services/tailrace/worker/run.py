@@ -1,7 +1,8 @@
 """One run: a handler's chunks on their way into its stream, and the stream's ending.
 
-Theory. Two tasks: the producer drives the handler and puts its chunks into the outlet; the run itself takes them out,
-stores them, and writes the ending behind the last one. Whoever wants the run to end says which ending (`stop`); the
+Theory. Two tasks: the producer drives the handler, whose chunks come into the outlet; the run itself takes them out,
+stores them, and writes the ending behind the last one. What a handler yields stays a chunk; what it writes with a
+controller is joined with all that is pending. Whoever wants the run to end says which ending (`stop`); the
 first to say so wins, and what the handler produced before is kept.
 
 Rules. A run ends its stream or was fenced: there is no third way out, short of the process's death. A handler that
@@ -26,10 +27,14 @@ from tailrace.errors import (
     StreamNotFound,
     StreamSuperseded,
     TailraceError,
+    TooMuchPending,
 )
+from tailrace.message.controller import describe
 from tailrace.model import Ending, Lease, Status
+from tailrace.worker.answer import Answer
 from tailrace.worker.handlers import Handler, RunContext, pieces
 from tailrace.worker.outlet import Outlet, OutletClosed
+from tailrace.worker.output import Output
 
 log = structlog.get_logger(__name__)
 
@@ -53,10 +58,12 @@ class RunDelivery(Delivery, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a run moves. Bytes, chunks and seconds."""
+    """How a run moves. Bytes, chunks and seconds. At ``pending_bytes`` a handler waits where it can, above
+    ``max_pending_bytes`` it is refused."""
 
     pending_bytes: int = 1 << 20
     pending_chunks: int = 1024
+    max_pending_bytes: int = 16 << 20
     stop_timeout: float = 5.0
 
 
@@ -71,6 +78,8 @@ class Run:
         self._producer: asyncio.Task[None] | None = None
         self._stop: Ending | None = None
         self._ending: Ending | None = None
+        self._answer: Answer | None = None
+        self._told = ""  # a handler's error, as its error chunk says it
 
     def stop(self, ending: Ending) -> None:
         """End the run with ``ending``, soon. The first ending said wins; a run that has ended already stays so."""
@@ -80,17 +89,19 @@ class Run:
         if self._producer is not None:
             self._cancel(self._producer)
 
-    async def execute(self, handler: Handler, value: Any, lease: Lease) -> bool:
+    async def execute(self, handler: Handler, value: Any, lease: Lease, output: Output) -> bool:
         """Run the handler, and return whether the stream has an ending (False: this worker was fenced)."""
-        self._producer = asyncio.create_task(self._produce(handler, value), name=f"handler {handler.name}")
+        if output.wire is not None:
+            self._answer = Answer(self._outlet, output.wire, self._pace.max_pending_bytes)
+        self._producer = asyncio.create_task(self._produce(handler, value, output), name=f"handler {handler.name}")
         # not in the producer: one that is cancelled before its first step runs no line of its own
-        self._producer.add_done_callback(lambda _: self._outlet.close())
+        self._producer.add_done_callback(lambda _: self._close())
         if self._stop is not None:
             self._cancel(self._producer)
         try:
             while batch := await self._outlet.take():
-                await self._store.extend(self.command.stream_id, batch, lease)
-            ending = self._ending or self._stop or _error("The handler ended without a word")
+                await self._store.extend(self.command.stream_id, self._joined(batch, output), lease)
+            ending = self._last()
         except StreamSuperseded:
             log.warning("run-fenced", **self.facts(lease))
             return False
@@ -108,15 +119,15 @@ class Run:
         log.info("run-ended", status=str(ending.status), code=ending.code, **self.facts(lease))
         return await self._has_ending()
 
-    async def _produce(self, handler: Handler, value: Any) -> None:
-        limit = self._store.limits.max_chunk_bytes
+    def _joined(self, batch: list[bytes], output: Output) -> list[bytes]:
+        """A controller's frames are small and many, and no reader tells where one chunk of the stream ends."""
+        if output.wire is None:
+            return batch
+        return pieces(b"".join(batch), self._store.limits.max_chunk_bytes, text=output.text)
+
+    async def _produce(self, handler: Handler, value: Any, output: Output) -> None:
         try:
-            async with aclosing(handler.start(value, self._context(handler))) as chunks:
-                async for chunk in chunks:
-                    for piece in pieces(chunk, limit, text=handler.text):
-                        await self._outlet.put(piece)
-                    if self._stop is not None:
-                        break
+            await self._drive(handler, value, output)
             self._ending = self._stop or DONE
         except OutletClosed:
             pass
@@ -124,19 +135,41 @@ class Run:
             self._ending = self._stop or _error("The handler was cancelled")
         except KeyboardInterrupt:
             raise
+        except TooMuchPending as error:
+            self._ending = self._stop or Ending(Status.ERROR, error.code, error.message)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; it ends its own run only
+            self._told = _described(error)
             self._ending = self._stop or _error(message_of(error))
 
-    def _context(self, handler: Handler) -> RunContext:
-        command = self.command
-        return RunContext(
-            command.stream_id,
-            handler.name,
-            self.delivery.attempt,
-            command.format,
-            handler.content_type,
-            handler.headers,
-        )
+    async def _drive(self, handler: Handler, value: Any, output: Output) -> None:
+        context, answer = self._context(handler, output), self._answer
+        if answer is not None:
+            await handler.answer(value, answer.controller, context)
+            if answer.failure is not None:
+                raise answer.failure
+            return
+        limit = self._store.limits.max_chunk_bytes
+        async with aclosing(handler.start(value, context)) as chunks:
+            async for chunk in chunks:
+                for piece in pieces(chunk, limit, text=output.text):
+                    await self._outlet.put(piece)
+                if self._stop is not None:
+                    break
+
+    def _context(self, handler: Handler, output: Output) -> RunContext:
+        stream_id, attempt = self.command.stream_id, self.delivery.attempt
+        return RunContext(stream_id, handler.name, attempt, output.format, output.content_type, output.headers)
+
+    def _last(self) -> Ending:
+        return self._ending or self._stop or _error("The handler ended without a word")
+
+    def _close(self) -> None:
+        """No more chunks: an answer is ended in its format."""
+        if self._answer is not None:
+            ending = self._last()
+            told = self._told if self._told and ending is not self._stop else ending.message or ""
+            self._ending = self._answer.end(ending, told)
+        self._outlet.close()
 
     def _cancel(self, producer: asyncio.Task[None]) -> None:
         if not producer.done() and not producer.cancelling():
@@ -148,7 +181,7 @@ class Run:
         log.warning("handler-ignores-cancellation", **self.facts())
         _stragglers.add(producer)
         producer.add_done_callback(_stragglers.discard)
-        self._outlet.close()
+        self._close()
 
     async def _finalize(self, ending: Ending, lease: Lease) -> None:
         while True:
@@ -186,6 +219,14 @@ _stragglers: set[asyncio.Task[None]] = set()  # a task that nothing refers to ma
 
 def _error(message: str) -> Ending:
     return Ending(Status.ERROR, "handler-error", message)
+
+
+def _described(error: BaseException) -> str:
+    """An error with its kind, bounded: what an error chunk tells."""
+    try:
+        return describe(error)[:MAX_MESSAGE]
+    except Exception:  # noqa: BLE001 - the error is a handler's, and so is its __str__
+        return type(error).__name__
 
 
 def message_of(error: BaseException) -> str:

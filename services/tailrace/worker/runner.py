@@ -43,10 +43,12 @@ from tailrace.errors import (
     TailraceError,
     TooManyStreams,
     TtlTooLong,
+    UnknownFormat,
     UnsupportedRecord,
 )
 from tailrace.model import Acquisition, Ending, Lease, RunRef, Status, StreamInfo
 from tailrace.worker.handlers import Handler
+from tailrace.worker.output import Output
 from tailrace.worker.run import CANCELLED, WORKER_STOPPED, Pace, Run, RunDelivery, message_of
 
 log = structlog.get_logger(__name__)
@@ -210,34 +212,37 @@ class Runner:
         if delivery.attempt > self._max_attempts:
             return await self._poison(run, f"The command was delivered {delivery.attempt} times and never claimed")
         try:
+            output = handler.output(command.format)
             value = handler.parse(command.input)
-            acquired = await self._acquire(run, handler)
-        except (InvalidInput, TtlTooLong) as error:
+            acquired = await self._acquire(run, handler, output)
+        except (InvalidInput, TtlTooLong, UnknownFormat) as error:
             return await self._end_unrun(run, Ending(Status.ERROR, error.code, error.message))
         if acquired.lease is None:
             return await self._judge_taken(run, await self._store.status(command.stream_id))
         log.info("run-started", attempt=delivery.attempt, **run.facts(acquired.lease))
-        execution = self._execute(run, handler, value, acquired.lease)
+        execution = self._execute(run, handler, value, acquired.lease, output)
         run.task = asyncio.create_task(execution, name=f"run {command.stream_id}")
         return None
 
-    async def _acquire(self, run: Run, handler: Handler | None, ending: Ending | None = None) -> Acquisition:
+    async def _acquire(
+        self, run: Run, handler: Handler | None, output: Output | None, ending: Ending | None = None
+    ) -> Acquisition:
         command = run.command
         policy = handler.policy if handler else command.policy
         too_long = command.ttl is not None and command.ttl > self._store.limits.max_ttl
         return await self._store.acquire(
             command.stream_id,
             ttl=None if ending and too_long else command.ttl,
-            content_type=handler.content_type if handler else "application/octet-stream",
-            headers=handler.headers if handler else (),
+            content_type=output.content_type if output else "application/octet-stream",
+            headers=output.headers if output else (),
             run=RunRef(command.handler, command.digest, command.id, policy),
             ending=ending,
             patient=True,  # given up, the run would end without having run
         )
 
-    async def _execute(self, run: Run, handler: Handler, value: object, lease: Lease) -> None:
+    async def _execute(self, run: Run, handler: Handler, value: object, lease: Lease, output: Output) -> None:
         try:
-            if await run.execute(handler, value, lease):
+            if await run.execute(handler, value, lease, output):
                 await run.delivery.ack()
         except Exception as error:  # noqa: BLE001 - a run's failure is its own; the command comes again
             log.error("run-failed", error=message_of(error), **run.facts(lease))
@@ -263,7 +268,7 @@ class Runner:
 
     async def _end_unrun(self, run: Run, ending: Ending) -> None:
         """Claim and end the stream in one record, and be done with the command."""
-        acquired = await self._acquire(run, self._handlers.get(run.command.handler), ending)
+        acquired = await self._acquire(run, self._handlers.get(run.command.handler), None, ending)
         if acquired.lease is None:
             info = await self._store.status(run.command.stream_id)
             if info.status is Status.STREAMING:
@@ -273,7 +278,7 @@ class Runner:
 
     async def _poison(self, run: Run, reason: str) -> None:
         """End the stream of a command that cannot be executed, and put the command into the dead letters."""
-        acquired = await self._acquire(run, None, Ending(Status.ERROR, "poison", reason))
+        acquired = await self._acquire(run, None, None, Ending(Status.ERROR, "poison", reason))
         if acquired.lease is None:
             info = await self._store.status(run.command.stream_id)
             if info.status is Status.STREAMING:

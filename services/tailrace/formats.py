@@ -1,0 +1,27 @@
+"""What a run's ``format`` may say: read by the gateway that accepts the run and by the worker that serves it.
+
+``bytes`` and ``text`` are a handler's own bytes, as they are. The others are wire formats, which a controller's chunks
+are encoded in; ``text`` is plain text there. Which of them a handler can serve, only its worker knows.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tailrace.errors import UnknownFormat
+from tailrace.wire import FORMATS, find_format
+
+BYTES: Final = "bytes"
+TEXT: Final = "text"
+OPAQUE: Final = (BYTES, TEXT)
+KNOWN: Final = (*OPAQUE, *FORMATS)
+
+
+def canonical(name: str) -> str:
+    """The one name of a format that has several. Raises `UnknownFormat`, which lists the known ones."""
+    if name in OPAQUE:
+        return name
+    try:
+        return find_format(name).name
+    except UnknownFormat:
+        raise UnknownFormat(f"Unknown format: {name}", hint="Use a known one, or none.", known=KNOWN) from None

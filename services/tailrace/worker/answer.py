@@ -1,0 +1,100 @@
+"""An answer that a handler writes with a controller: chunks to bytes, into the outlet, and what the format says last.
+
+Theory: a chunk is encoded and put into the outlet in the call that writes it, so program order is the stream's order.
+A call cannot wait. `Controller.drain` can: it lets the writer take what there is, and waits while the outlet is full.
+
+Rules:
+
+- Who writes ahead of the store by more than ``most`` bytes is refused, and stays so: the run ends with that error, even
+  if the handler swallows it. The bound is looked at before a chunk is encoded: one chunk may exceed it, whole.
+- `end` closes what is open and writes the ending as the format has it: an error is an error chunk, a cancel the
+  format's abort frame. Nothing is taken after it.
+- An error chunk comes only if the answer was not closed before, as in the reference.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tailrace.errors import TailraceError, TooMuchPending
+from tailrace.message.chunks import Chunk, ErrorChunk
+from tailrace.message.controller import AssistantStreamController
+from tailrace.message.dialect import LEGACY, NEWEST, Dialect
+from tailrace.message.ids import NewId, id_maker
+from tailrace.message.text import Emit
+from tailrace.model import Ending, Status
+from tailrace.wire import Format
+from tailrace.worker.outlet import Outlet
+
+NEW_ID: Final[NewId] = id_maker(secrets.randbelow)
+
+
+async def _no_wait() -> None:
+    """What an answer that goes nowhere slow waits for."""
+
+
+class Controller(AssistantStreamController):
+    """What a handler writes its answer with.
+
+    A worker makes it. To call a handler without one, give ``emit`` a list's ``append``: it gets the chunks.
+    """
+
+    __slots__ = ("_drain",)
+
+    def __init__(
+        self, emit: Emit, drain: Callable[[], Awaitable[None]] = _no_wait, *, dialect: Dialect = NEWEST
+    ) -> None:
+        super().__init__(emit, new_id=NEW_ID, dialect=dialect)
+        self._drain = drain
+
+    async def drain(self) -> None:
+        """Let what was written flow, and wait while too much of it is not stored yet."""
+        await self._drain()
+
+
+class Answer:
+    """One run's answer in a wire format. ``failure`` is why it takes no more, if so."""
+
+    def __init__(self, outlet: Outlet, format: Format, most: int) -> None:
+        self.failure: TooMuchPending | None = None
+        dialect = LEGACY if format.name.endswith(f";v={LEGACY}") else NEWEST
+        self.controller = Controller(self._emit, outlet.drain, dialect=dialect)
+        self._outlet = outlet
+        self._format = format
+        self._encoder = format.encoder()
+        self._most = most
+        self._ending = False
+
+    def _emit(self, chunk: Chunk) -> None:
+        if not self._ending:
+            self._check()
+        if data := self._encoder.encode(chunk):
+            self._outlet.push(data)
+
+    def _check(self) -> None:
+        if self.failure is None and self._outlet.pending > self._most:
+            self.failure = TooMuchPending(
+                f"The handler wrote {self._outlet.pending} bytes ahead of the broker; the most is {self._most}"
+            )
+        if self.failure is not None:
+            raise self.failure
+
+    def end(self, ending: Ending, told: str) -> Ending:
+        """Write the ending, with ``told`` as an error's words, and return it: another one if the format cannot carry
+        what was left open. Idempotent."""
+        if self._ending:
+            return ending
+        self._ending = True
+        try:
+            if ending.status is Status.ERROR and not self.controller.closed:
+                self.controller.enqueue(ErrorChunk(told))
+            self.controller.finish()
+            cancelled = ending.status is Status.CANCELLED
+            self._outlet.push(self._format.abort if cancelled else self._encoder.finish())
+        except TailraceError as error:
+            return Ending(Status.ERROR, error.code, error.message) if ending.status is Status.DONE else ending
+        finally:
+            self._outlet.close()
+        return ending

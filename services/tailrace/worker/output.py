@@ -1,0 +1,55 @@
+"""What a run writes: the format that was asked for, as the handler serves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tailrace import formats
+from tailrace.errors import UnknownFormat
+from tailrace.wire import FORMATS, Format, find_format
+
+DEFAULT: Final = "data-stream"
+"""The format of a controller's answer where a run asks for none."""
+
+Headers = tuple[tuple[str, str], ...]
+_NOT_KEPT: Final = frozenset({"content-type", "connection"})  # the first is the claim's own, the other a connection's
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the claim says about a stream. ``wire`` encodes a controller's chunks; None where a handler gives bytes."""
+
+    format: str
+    content_type: str
+    headers: Headers
+    wire: Format | None = None
+
+    @property
+    def text(self) -> bool:
+        """Whether its chunks are text in UTF-8, which is not split inside a character."""
+        return self.content_type.startswith("text/")
+
+
+def of_bytes(name: str, format: str, content_type: str, headers: Headers) -> Output:
+    """The output of the handler ``name``, which yields bytes. Raises `UnknownFormat`."""
+    own = formats.TEXT if content_type.startswith("text/") else formats.BYTES
+    if format and format not in formats.OPAQUE:
+        raise _unserved(name, format, formats.OPAQUE)
+    return Output(format or own, content_type, headers)
+
+
+def of_chunks(name: str, format: str, headers: Headers) -> Output:
+    """The output of the handler ``name``, which takes a controller; the format's headers are kept with the stream, so
+    that whoever serves it needs no knowledge of the format. Raises `UnknownFormat`."""
+    if format == formats.BYTES:
+        raise _unserved(name, format, (formats.TEXT, *FORMATS))
+    wire = find_format(format or DEFAULT)
+    given = {key.lower(): (key, value) for key, value in headers}
+    own = {key.lower(): (key.lower(), value) for key, value in wire.headers.items()}
+    kept = tuple(pair for key, pair in (given | own).items() if key not in _NOT_KEPT)
+    return Output(wire.name, own["content-type"][1], kept, wire)
+
+
+def _unserved(name: str, format: str, offered: tuple[str, ...]) -> UnknownFormat:
+    return UnknownFormat(f"The handler {name} does not write {format}; it writes {', '.join(offered)}", known=offered)
