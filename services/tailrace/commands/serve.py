@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Handlers = Annotated[
     list[str] | None,
-    typer.Option("--handlers", metavar="MODULE[:ATTR]", help="Handlers beside echo and openai. Repeatable."),
+    typer.Option("--handlers", metavar="MODULE[:ATTR]", help="Handlers beside those that ship. Repeatable."),
 ]
 Slots = Annotated[int | None, typer.Option("--slots", min=1, help="Runs at once. [TAILRACE_SLOTS, 1000]")]
 
@@ -66,12 +66,12 @@ def _load(**arguments: Any) -> Settings:
 def handlers_of(settings: Settings, references: Sequence[str]) -> list[Handler]:
     """The named handlers, and those that ship where no named one has their name. Raises `InvalidHandler`."""
     from tailrace.worker import by_name, load
-    from tailrace.worker.builtin import echo, openai
+    from tailrace.worker.builtin import echo, openai, recite
 
     if references and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look here by itself
     named = by_name(handler for reference in references for handler in load(reference))
-    shipped = [echo]
+    shipped = [echo, recite]
     key = settings.openai_api_key
     try:
         shipped.append(openai(settings.openai_base_url, key.get_secret_value() if key else None, settings.openai_model))

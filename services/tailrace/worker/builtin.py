@@ -1,8 +1,7 @@
-"""The handlers that ship: ``echo`` and ``openai``."""
+"""The handlers that ship: ``echo``, ``openai`` and, from a module of its own, ``recite``."""
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from functools import cache
@@ -14,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tailrace.errors import MissingExtra
 from tailrace.worker.handlers import Handler, handler
+from tailrace.worker.recite import Meter
+from tailrace.worker.recite import recite as recite
 
 
 class EchoInput(BaseModel):
@@ -29,15 +30,10 @@ class EchoInput(BaseModel):
 @handler("echo")
 async def echo(input: EchoInput) -> AsyncIterator[str]:
     """The text itself: the concatenation of the chunks equals ``text`` in UTF-8."""
-    loop = asyncio.get_running_loop()
-    pause = 1 / input.rate if input.rate else 0.0
-    due = loop.time()
+    meter = Meter(input.rate)
     for start in range(0, len(input.text), input.chunk):
         yield input.text[start : start + input.chunk]
-        if pause:
-            # paced by a schedule, not by pauses: what storing a chunk takes is not added to the interval
-            due += pause
-            await asyncio.sleep(due - loop.time())
+        await meter.beat()
 
 
 class OpenAIInput(BaseModel):
