@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import structlog
 from hypothesis import given
@@ -17,10 +16,9 @@ from hypothesis import strategies as st
 from tailrace import cli
 from tailrace.commands import options, output
 from tailrace.commands.demo import EARLIEST, LATEST, Plan, curl_commands, read_text
-from tailrace.commands.follow import bad_ending, problem, retry_after
 from tailrace.commands.run import parse_input
 from tailrace.commands.runtime import Usage
-from tailrace.errors import BrokerUnavailable, CursorGone, ProducerLost, StreamErrored, StreamNotFound, TailraceError
+from tailrace.errors import BrokerUnavailable, ProducerLost, StreamErrored, StreamNotFound, TailraceError
 
 
 @pytest.fixture(autouse=True)
@@ -131,30 +129,6 @@ def test_the_curl_commands_hold_one_request_in_single_quotes() -> None:
     assert body["handler"] == "echo"
     assert body["id"] in resume
     assert status.endswith(f"/v1/runs/{body['id']}/status")
-
-
-def test_a_gateways_problem_is_an_error_with_its_words() -> None:
-    told = {
-        "code": "invalid-input",
-        "detail": "Refused",
-        "hint": "Mend",
-        "errors": [{"path": ["a", 0], "message": "no"}],
-    }
-    error = problem(httpx.Response(422, json=told))
-    assert (error.message, error.code, error.hint) == ("Refused: a.0: no", "invalid-input", "Mend")
-    assert isinstance(problem(httpx.Response(404, json={"error": "stream not found"})), StreamNotFound)
-    assert isinstance(problem(httpx.Response(410, json={"code": "cursor-gone", "detail": "x"})), CursorGone)
-    assert "502" in problem(httpx.Response(502, text="<html>")).message
-    assert "418" in problem(httpx.Response(418, json=["?"])).message
-
-
-def test_an_ending_and_a_pause_are_read() -> None:
-    assert bad_ending({"status": "done"}) is None
-    ended = bad_ending({"status": "error", "code": "mine", "message": "it broke"})
-    assert isinstance(ended, StreamErrored)
-    assert (ended.code, ended.message) == ("mine", "it broke")
-    assert retry_after(httpx.Response(503, headers={"retry-after": "3"})) == 3
-    assert retry_after(httpx.Response(503, headers={"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,15 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from tailrace.client import AsyncAnswer, AsyncClient
+from tailrace.client.outgoing import OPTIONS
 from tailrace.commands import options, output
 from tailrace.commands.demo_processes import LOOK, Process, Scene
 from tailrace.commands.demo_view import View
-from tailrace.commands.follow import Follower, new_client
 from tailrace.commands.runtime import Stop, Usage, quiet_logs
 from tailrace.commands.runtime import run as run_command
 from tailrace.errors import TailraceError
+from tailrace.model import Status
 from tailrace.settings import load, shown
 
 EARLIEST, LATEST = 0.1, 0.7  # of the bytes: between them a kill happens
@@ -161,7 +163,7 @@ class Act:
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._plan.seconds + PATIENCE), asyncio.TaskGroup() as self._tasks:
-                follower, found = await self._follow()
+                answer, found = await self._follow()
         except TimeoutError:
             raise TailraceError("The stream did not come to its end in time", code="demo-failed") from None
         except ExceptionGroup as failures:  # what the stream raised, or a replacement that did not start
@@ -174,30 +176,29 @@ class Act:
             sha256_written=self._plan.sha256,
             sha256_received=found,
             equal=found == self._plan.sha256,
-            received=follower.offset,
-            reconnects=follower.reconnects,
+            received=answer.position.offset,
+            reconnects=answer.reconnects,
             seconds=round(asyncio.get_running_loop().time() - began, 1),
             kills=self._kills,
         )
 
-    async def _follow(self) -> tuple[Follower, str]:
-        """The stream to its end; the client, and the SHA-256 of what it got."""
+    async def _follow(self) -> tuple[AsyncAnswer, str]:
+        """The stream to its end, and the SHA-256 of what came."""
         plan, received = self._plan, hashlib.sha256()
         self._view.say(f"Streaming {len(plan.data):,} bytes as the run {self.stream_id} (seed {plan.seed})")
-        async with new_client() as client:
-            start = {"id": self.stream_id, "handler": "echo", "input": plan.input}
-            follower = Follower(client, lambda: self.base, self.stream_id, start=start, notice=self._noticed)
+        async with AsyncClient(lambda: self.base, notice=self._noticed) as client:
+            answer = await client.run("echo", plan.input, id=self.stream_id)
             self._view.follow()
             try:
-                async with aclosing(follower.parts()) as parts:
+                async with aclosing(answer.bytes()) as parts:
                     async for part in parts:
                         received.update(part)
-                        self._view.received(follower.offset)
-                        await self._perhaps_kill(client, follower.offset)
+                        self._view.received(answer.position.offset)
+                        await self._perhaps_kill(client, answer.position.offset)
             finally:
                 self._view.stop()
         self._resumed.set()  # a kill behind the last byte breaks nothing
-        return follower, received.hexdigest()
+        return answer, received.hexdigest()
 
     def _noticed(self, event: str) -> None:
         if event == "lost":
@@ -205,13 +206,13 @@ class Act:
         else:
             self._resumed.set()
 
-    async def _perhaps_kill(self, client: httpx.AsyncClient, offset: int) -> None:
+    async def _perhaps_kill(self, client: AsyncClient, offset: int) -> None:
         if offset >= self._plan.gateway_at and not self._kills:
             await self._kill(client, offset, "gateway")
         elif offset >= self._plan.broker_at and len(self._kills) == 1 and self._scene.broker.directory is not None:
             await self._kill(client, offset, "broker")
 
-    async def _kill(self, client: httpx.AsyncClient, offset: int, what: str) -> None:
+    async def _kill(self, client: AsyncClient, offset: int, what: str) -> None:
         live = await self._is_live(client)
         kill = Kill(what, offset, round(100 * offset / len(self._plan.data), 1), live)
         self._kills.append(kill)
@@ -220,10 +221,9 @@ class Act:
         self._view.killed(offset, f"SIGKILL to the {what} (pid {killed}) at {kill.percent} %")
         self._tasks.create_task(recover(kill, killed))
 
-    async def _is_live(self, client: httpx.AsyncClient) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            answer = await client.get(f"{self.base}/v1/runs/{self.stream_id}/status", timeout=2)
-            return bool(answer.json().get("status") == "streaming")
+    async def _is_live(self, client: AsyncClient) -> bool:
+        with contextlib.suppress(TailraceError):
+            return (await client.status(self.stream_id)).status is Status.STREAMING
         return False
 
     def _kill_gateway(self) -> int:
@@ -249,7 +249,7 @@ class Act:
 
     async def _ready(self) -> None:
         """Return when the gateway says that the broker answers it."""
-        async with new_client() as client:
+        async with httpx.AsyncClient(**OPTIONS) as client:
             while True:
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get(f"{self.base}/readyz")).is_success:

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import typer
 
+from tailrace.client import Unreachable
+from tailrace.client.exchange import run_path
+from tailrace.client.outgoing import OPTIONS
+from tailrace.client.problems import problem
 from tailrace.commands import options, output
-from tailrace.commands.follow import Unreachable, new_client, problem, run_path
 from tailrace.commands.options import Where
 from tailrace.commands.runtime import Stop, opened, quiet_logs, run
 from tailrace.errors import StreamNotFound
@@ -136,7 +139,7 @@ async def _answer(client: httpx.AsyncClient, method: str, path: str, stream_id: 
         raise Unreachable(f"No answer from {client.base_url}: {error or type(error).__name__}") from error
     if response.is_success:
         return response
-    said = problem(response)
+    said = problem(response.status_code, response.reason_phrase, response.content)
     raise StreamNotFound(f"Stream not found: {stream_id}") if isinstance(said, StreamNotFound) else said
 
 
@@ -153,12 +156,12 @@ def _run(where: Where, ask: Request) -> int:
 @asynccontextmanager
 async def _client(where: Where) -> AsyncIterator[httpx.AsyncClient]:
     if where.url is not None:
-        async with new_client(base_url=where.url) as client:
+        async with httpx.AsyncClient(base_url=where.url, **OPTIONS) as client:
             yield client
         return
     from tailrace.gateway import create_app
 
     async with opened(where.settings) as store:
         app: Any = create_app(store, where.settings)  # httpx and Starlette type the same protocol differently
-        async with new_client(base_url="http://store", transport=httpx.ASGITransport(app)) as client:
+        async with httpx.AsyncClient(base_url="http://store", transport=httpx.ASGITransport(app), **OPTIONS) as client:
             yield client

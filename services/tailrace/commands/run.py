@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tailrace.client import AsyncClient, Position
 from tailrace.commands import options, output
-from tailrace.commands.follow import Follower, new_client
 from tailrace.commands.pipes import Output
 from tailrace.commands.runtime import Stop, Usage, quiet_logs
 from tailrace.commands.runtime import run as run_command
@@ -32,8 +32,7 @@ def run(
     """Run HANDLER at a gateway and stream what it writes to standard output; 0 if it is done, 1 if it ended badly."""
     options.check_ttl(ttl)
     stream_id = validate_stream_id(id if id is not None else secrets.token_hex(9))
-    request: dict[str, Any] = {"id": stream_id, "handler": handler, "input": parse_input(input)}
-    request |= {name: value for name, value in (("format", format), ("ttl", ttl)) if value is not None}
+    value = parse_input(input)
     where = options.at_gateway(gateway, host, port)
     quiet_logs(where.settings)
     url = where.url
@@ -42,15 +41,15 @@ def run(
 
     async def command(stop: Stop) -> int:
         sink = Output()
-        async with new_client() as client:
-            follower = Follower(client, lambda: url, stream_id, start=request, notice=_tell)
+        async with AsyncClient(url, notice=_tell) as client:
+            answer = await client.run(handler, value, id=stream_id, format=format, ttl=ttl)
             try:
-                async with aclosing(follower.parts()) as parts:
+                async with aclosing(answer.bytes()) as parts:
                     async for part in parts:
                         await sink.write(part)
             finally:
-                if stop.signal is not None and follower.incarnation is not None:
-                    output.note(f"{stream_id} goes on; {_resumption(url, follower)}")
+                if stop.signal is not None:
+                    output.note(f"{stream_id} goes on; {_resumption(url, answer.position)}")
         return output.OK
 
     return run_command(command)
@@ -77,6 +76,6 @@ def _tell(event: str) -> None:
         output.note("the connection broke; reconnecting")
 
 
-def _resumption(url: str, follower: Follower) -> str:
-    position = f"--offset {follower.offset} --incarnation {follower.incarnation}"
-    return f"continue with: tailrace read {follower.stream_id} --gateway {url} {position}"
+def _resumption(url: str, position: Position) -> str:
+    where = f"--offset {position.offset} --incarnation {position.incarnation}"
+    return f"continue with: tailrace read {position.id} --gateway {url} {where}"

@@ -127,15 +127,15 @@ def _start(cursor: str | None, offset: int | None, incarnation: str | None) -> s
 
 
 async def _read_http(url: str, stream_id: str, start: str | Offset, sink: Output) -> None:
-    from tailrace.commands.follow import Follower, new_client
+    from tailrace.client import AsyncClient
 
-    async with new_client() as client:
+    async with AsyncClient(url) as client:
         if isinstance(start, Offset):
             known = str(start.incarnation) if start.incarnation else None
-            follower = Follower(client, lambda: url, stream_id, offset=start.bytes, incarnation=known)
+            answer = client.resume(stream_id, offset=start.bytes, incarnation=known)
         else:
-            follower = Follower(client, lambda: url, stream_id, cursor=start)
-        async with aclosing(follower.parts()) as parts:
+            answer = client.resume(stream_id, cursor=start)
+        async with aclosing(answer.bytes()) as parts:
             async for part in parts:
                 await sink.write(part)
 

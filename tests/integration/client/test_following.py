@@ -1,4 +1,4 @@
-"""The client that follows a stream over HTTP, against a server that breaks in every way, over real sockets."""
+"""The client's core over real sockets, against a server that breaks in every way."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ from typing import Any
 import httpx
 import pytest
 
-from tailrace.commands.follow import Follower, Unreachable, new_client, run_path
-from tailrace.errors import CursorGone, ProducerLost, StreamDeleted, StreamErrored, StreamNotFound, TailraceError
+from tailrace.client import GatewayError, Patience, Unreachable
+from tailrace.client.exchange import run_path
+from tailrace.errors import (
+    CursorGone,
+    OffsetOutOfRange,
+    ProducerLost,
+    RunConflict,
+    StorageFull,
+    StreamDeleted,
+    StreamErrored,
+    StreamNotFound,
+    TailraceError,
+    UnknownHandler,
+)
 
 ONE, TWO = "1-00000000000000aa", "2-00000000000000bb"
 
@@ -66,40 +78,43 @@ class Script:
 
 
 async def follow(
+    speech: Any,
     script: Script,
     patience: tuple[float, float] = (5, 20),
     notice: Callable[[str], None] = lambda event: None,
+    start: bool = False,
     **more: Any,
-) -> tuple[bytes, Follower, TailraceError | None]:
-    """What the follower got, and how it ended."""
-    got, failure = b"", None
-    async with script.running(), new_client() as client:
-        follower = Follower(client, lambda: script.url, "a", patience=patience, notice=notice, **more)
+) -> tuple[bytes, int, Exception | None]:
+    """What a client got, how often it came back, and how it ended."""
+    got, answer, failure = b"", None, None
+    quick = Patience(*patience, first_pause=0.001, longest_pause=0.01)
+    async with script.running(), speech.client(lambda: script.url, patience=quick, notice=notice) as client:
         try:
-            async for part in follower.parts():
+            answer = await speech.call(client.run, "echo", 1, id="a") if start else client.resume("a", **more)
+            async for part in speech.each(answer.bytes()):
                 got += part
         except TailraceError as error:
             failure = error
-    return got, follower, failure
+    return got, answer.reconnects if answer is not None else -1, failure
 
 
-async def test_a_whole_body_is_the_stream() -> None:
+async def test_a_whole_body_is_the_stream(speech: Any) -> None:
     script = Script([live([b"ab", b"c"], whole=True)])
-    got, follower, failure = await follow(script)
-    assert (got, failure, follower.reconnects) == (b"abc", None, 0)
+    got, reconnects, failure = await follow(speech, script)
+    assert (got, failure, reconnects) == (b"abc", None, 0)
     assert script.requests == ["GET /v1/runs/a"]
 
 
-async def test_a_broken_body_goes_on_at_the_next_byte_of_the_same_incarnation() -> None:
+async def test_a_broken_body_goes_on_at_the_next_byte_of_the_same_incarnation(speech: Any) -> None:
     events: list[str] = []
     script = Script([live([b"abc"], whole=False), status("streaming", 5), live([b"de"], whole=True)])
-    got, follower, failure = await follow(script, notice=events.append)
-    assert (got, failure, follower.reconnects) == (b"abcde", None, 1)
+    got, reconnects, failure = await follow(speech, script, notice=events.append)
+    assert (got, failure, reconnects) == (b"abcde", None, 1)
     assert script.requests[1:] == ["GET /v1/runs/a/status", f"GET /v1/runs/a?offset=3&incarnation={ONE}"]
     assert events == ["lost", "resumed"]
 
 
-async def test_what_a_bad_ending_left_is_fetched_before_it_is_told() -> None:
+async def test_what_a_bad_ending_left_is_fetched_before_it_is_told(speech: Any) -> None:
     script = Script(
         [
             live([b"abc"], whole=False),
@@ -108,30 +123,30 @@ async def test_what_a_bad_ending_left_is_fetched_before_it_is_told() -> None:
             status("error", 5, code="mine", message="it broke"),
         ]
     )
-    got, _, failure = await follow(script)
+    got, _, failure = await follow(speech, script)
     assert got == b"abcde"
     assert isinstance(failure, StreamErrored)
     assert (failure.code, failure.message) == ("mine", "it broke")
 
 
-async def test_each_ending_is_its_own_error() -> None:
+async def test_each_ending_is_its_own_error(speech: Any) -> None:
     script = Script([live([b"abc"], whole=False), status("producer-lost", 3, code="producer-lost", message="gone")])
     events: list[str] = []
-    _, _, failure = await follow(script, notice=events.append)
+    _, _, failure = await follow(speech, script, notice=events.append)
     assert isinstance(failure, ProducerLost)
     assert events == []  # nothing was lost: the stream has ended
 
 
-async def test_a_break_behind_the_last_byte_of_a_done_stream_is_its_end() -> None:
+async def test_a_break_behind_the_last_byte_of_a_done_stream_is_its_end(speech: Any) -> None:
     script = Script([live([b"abc"], whole=False), status("done", 3)])
-    assert (await follow(script))[0::2] == (b"abc", None)
+    assert (await follow(speech, script))[0::2] == (b"abc", None)
 
 
-async def test_an_end_below_the_position_is_asked_about_again() -> None:
+async def test_an_end_below_the_position_is_asked_about_again(speech: Any) -> None:
     """A body that breaks, of a stream that is done and shorter than the offset: the next answer says so."""
     beyond = problem(416, "offset-out-of-range")
     script = Script([live([], whole=False), status("done", 3), beyond])
-    _, _, failure = await follow(script, offset=9)
+    _, _, failure = await follow(speech, script, offset=9)
     assert failure is not None
     assert failure.code == "offset-out-of-range"
 
@@ -145,31 +160,31 @@ def test_an_id_of_dots_is_not_folded_away() -> None:
     ]
 
 
-async def test_a_busy_gateway_is_asked_again() -> None:
+async def test_a_busy_gateway_is_asked_again(speech: Any) -> None:
     script = Script(
         [problem(503, "broker-unavailable"), problem(502, "x"), b"", problem(504, "y"), live([b"abc"], whole=True)]
     )
-    assert (await follow(script))[0::2] == (b"abc", None)
+    assert (await follow(speech, script))[0::2] == (b"abc", None)
     assert len(script.requests) == 5
 
 
-async def test_a_busy_gateway_is_asked_again_while_the_stream_is_followed() -> None:
+async def test_a_busy_gateway_is_asked_again_while_the_stream_is_followed(speech: Any) -> None:
     script = Script(
         [live([b"a"], whole=False), problem(503, "draining"), b"", problem(503, "draining"), live([b"bc"], whole=True)]
     )
-    got, follower, failure = await follow(script)
-    assert (got, failure, follower.reconnects) == (b"abc", None, 1)
+    got, reconnects, failure = await follow(speech, script)
+    assert (got, failure, reconnects) == (b"abc", None, 1)
 
 
-async def test_patience_ends_with_what_was_said_last() -> None:
-    _, _, failure = await follow(Script([problem(503, "no-workers")] * 100), patience=(0.2, 9))
+async def test_patience_ends_with_what_was_said_last(speech: Any) -> None:
+    _, _, failure = await follow(speech, Script([problem(503, "no-workers")] * 100), patience=(0.2, 9))
     assert failure is not None
     assert failure.code == "no-workers"
-    _, _, failure = await follow(Script([]), patience=(0.2, 9))
+    _, _, failure = await follow(speech, Script([]), patience=(0.2, 9))
     assert isinstance(failure, Unreachable)
 
 
-async def test_a_start_is_repeated_until_it_is_answered_and_then_read() -> None:
+async def test_a_start_is_repeated_until_it_is_answered_and_then_read(speech: Any) -> None:
     script = Script(
         [
             b"",
@@ -179,15 +194,15 @@ async def test_a_start_is_repeated_until_it_is_answered_and_then_read() -> None:
             live([b"c"], whole=True),
         ]
     )
-    got, _, failure = await follow(script, start={"id": "a", "handler": "echo"})
+    got, _, failure = await follow(speech, script, start=True)
     assert (got, failure) == (b"abc", None)
     assert [line.split()[0] for line in script.requests] == ["POST", "POST", "POST", "GET", "GET"]
     assert set(script.bodies[:3]) == {script.bodies[0]}
 
 
-async def test_a_run_that_is_queued_is_read_and_not_started_again() -> None:
+async def test_a_run_that_is_queued_is_read_and_not_started_again(speech: Any) -> None:
     script = Script([problem(504, "claim-timeout"), live([b"abc"], whole=True)])
-    assert (await follow(script, start={"id": "a", "handler": "echo"}))[0::2] == (b"abc", None)
+    assert (await follow(speech, script, start=True))[0::2] == (b"abc", None)
     assert script.requests == ["POST /v1/runs", "GET /v1/runs/a"]
 
 
@@ -196,14 +211,20 @@ async def test_a_run_that_is_queued_is_read_and_not_started_again() -> None:
     [
         (plain(404, {"error": "stream not found"}), StreamNotFound),
         (problem(410, "cursor-gone"), CursorGone),
-        (problem(416, "offset-out-of-range"), TailraceError),
-        (problem(409, "run-conflict"), TailraceError),
-        (problem(500, "internal"), TailraceError),
+        (problem(416, "offset-out-of-range"), OffsetOutOfRange),
+        (problem(409, "run-conflict"), RunConflict),
+        (problem(422, "unknown-handler"), UnknownHandler),
+        (problem(507, "storage-full"), StorageFull),
+        (problem(500, "internal"), GatewayError),
+        (plain(404, {"error": "default backend"}), GatewayError),
+        (plain(307, None, "Location: http://127.0.0.1:1/\r\n"), GatewayError),
+        (plain(200, {"hello": "world"}), GatewayError),
+        (live([b"abc"], whole=True).replace(b"\r\nT", b"\r\nContent-Encoding: gzip\r\nT", 1), GatewayError),
     ],
 )
-async def test_a_refusal_is_raised_at_once(answer: bytes, kind: type[TailraceError]) -> None:
+async def test_a_refusal_is_raised_at_once(speech: Any, answer: bytes, kind: type[TailraceError]) -> None:
     script = Script([answer])
-    _, _, failure = await follow(script, offset=3, incarnation=ONE)
+    _, _, failure = await follow(speech, script, offset=3, incarnation=ONE)
     assert type(failure) is kind
     assert script.requests == [f"GET /v1/runs/a?offset=3&incarnation={ONE}"]
 
@@ -218,7 +239,7 @@ async def test_a_refusal_is_raised_at_once(answer: bytes, kind: type[TailraceErr
         [status("streaming", 9), live([b"x"], whole=True, incarnation=TWO)],
     ],
 )
-async def test_a_stream_that_went_away_is_never_spliced(answers: list[bytes]) -> None:
-    got, _, failure = await follow(Script([live([b"abc"], whole=False), *answers]))
+async def test_a_stream_that_went_away_is_never_spliced(speech: Any, answers: list[bytes]) -> None:
+    got, _, failure = await follow(speech, Script([live([b"abc"], whole=False), *answers]))
     assert got == b"abc"
     assert isinstance(failure, StreamDeleted)
