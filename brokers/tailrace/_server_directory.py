@@ -3,7 +3,7 @@
 Theory. Processes that know nothing of each other share a directory and agree through three OS locks (`flock`),
 which the kernel releases whatever way a holder ends. No pid is ever judged.
 
-    server.lock      exclusive. Whoever runs, or is about to run, the server on `jetstream/`. The user that takes
+    server.lock      exclusive. Whoever runs, or is about to run, the server on the data. The user that takes
                      it hands the descriptor to a supervisor, and that one to the server, so it is free only
                      when all of them are gone: two servers never meet on one store.
     supervisor.lock  exclusive, the supervisor's alone: free while `server.lock` is taken means that what still
@@ -11,9 +11,9 @@ which the kernel releases whatever way a holder ends. No pid is ever judged.
     users.lock       shared by every user; the supervisor that gets it exclusively knows that none is left.
 
     server.json      address, credentials and settings (0600), replaced by rename
-    server.conf      what the server reads (0600)
+    server.conf      what the server reads (0600); for Kafka server.properties
     server.log       what the server and its supervisor say
-    jetstream/       the data
+    jetstream/       the data; for Kafka data/
 
 Rules. Lock files are never deleted, or two holders could each lock "the" file. A lock is released by closing its
 descriptor, never by `LOCK_UN`, which would take it from everyone who shares the descriptor. Only the holder of
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 if sys.platform == "win32":
-    raise ImportError("the embedded broker needs a POSIX system; run a nats-server and use its nats:// URL")
+    raise ImportError("the embedded broker needs a POSIX system; run a server and use its nats:// or kafka:// URL")
 
 import fcntl
 
@@ -49,8 +49,9 @@ class EmbeddedError(BrokerError):
 class EmbeddedOptions:
     """Settings of the server; `None` and `False` ask for nothing.
 
-    sync_always: fsync before every ack, so that an ack survives a power cut. max_payload: bytes of one message
-    (the server's default is 1 MiB). port: listen on this one, instead of a free one chosen at the first start.
+    sync_always: fsync before every ack, so that an ack survives a power cut. max_payload: bytes of one message, or of
+    one batch of Kafka's (the server's default is 1 MiB). port: listen on this one, instead of a free one chosen at the
+    first start.
     """
 
     sync_always: bool = False
@@ -72,29 +73,14 @@ class ServerRecord:
     user: str = field(default_factory=lambda: "tailrace-" + secrets.token_hex(4))
     password: str = field(default_factory=lambda: secrets.token_hex(24), repr=False)
     server_name: str = field(default_factory=lambda: "tailrace-" + secrets.token_hex(4))
+    kind: str = "nats"
     supervisor_pid: int | None = None
     server_pid: int | None = None
 
     @property
     def url(self) -> str:
-        """`nats://user:password@127.0.0.1:port`."""
-        return f"nats://{self.user}:{self.password}@{HOST}:{self.port}"
-
-    def config(self) -> str:
-        """The server's configuration. Paths are relative, the server runs in the directory: nothing to quote."""
-        store = "sync_interval: always" if self.options.sync_always else ""
-        lines = [
-            f'listen: "{HOST}:{self.port}"',
-            f'server_name: "{self.server_name}"',
-            f'authorization {{ user: "{self.user}", password: "{self.password}" }}',
-            f'jetstream {{ store_dir: "."\n  {store} }}',
-            'log_file: "server.log"',
-            "logfile_size_limit: 8MB",
-            "logfile_max_num: 2",
-        ]
-        if self.options.max_payload is not None:
-            lines.append(f"max_payload: {self.options.max_payload}")
-        return "\n".join(lines) + "\n"
+        """`nats://user:password@127.0.0.1:port`, or the same with `kafka://`."""
+        return f"{self.kind}://{self.user}:{self.password}@{HOST}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +127,11 @@ class ServerDirectory:
             return None
 
     def save(self, record: ServerRecord) -> None:
-        """Replace `server.json` and `server.conf`, each at once and readable by the owner only."""
-        self._replace("server.conf", record.config())
-        self._replace("server.json", json.dumps(asdict(record), indent=1) + "\n")
+        """Replace `server.json`."""
+        self.replace("server.json", json.dumps(asdict(record), indent=1) + "\n")
 
-    def _replace(self, name: str, text: str) -> None:
+    def replace(self, name: str, text: str) -> None:
+        """Replace a file, at once and readable by the owner only."""
         draft = self.path / (name + ".new")
         # A draft that a killed writer left may have another mode; an existing file would keep it.
         draft.unlink(missing_ok=True)

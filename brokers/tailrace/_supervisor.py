@@ -27,18 +27,18 @@ from types import FrameType
 
 from tailrace._ports import choose_port
 from tailrace._server_directory import (
-    EmbeddedError,
     EmbeddedOptions,
     ServerDirectory,
     ServerRecord,
     try_lock,
     wait_lock,
 )
+from tailrace._server_kinds import kind_named
 from tailrace._ties import tie_by_kernel, tie_by_watchdog
+from tailrace.errors import BrokerError
 
 USERS_INTERVAL = 0.5
 STOP_LIMIT = 10.0
-STEADY_AFTER = 2.0
 MAX_FAILURES = 5
 MAX_BACKOFF = 1.0
 
@@ -71,10 +71,11 @@ class Supervisor:
     """Keeps one server on `directory` alive; `run` returns the exit status."""
 
     def __init__(
-        self, directory: ServerDirectory, binary: str, lock: int, options: EmbeddedOptions, tie: Callable[[], None]
+        self, directory: ServerDirectory, kind: str, lock: int, options: EmbeddedOptions, tie: Callable[[], None]
     ) -> None:
         self._directory = directory
-        self._binary = binary
+        self._name = kind
+        self._kind = kind_named(kind)
         self._lock = lock
         self._options = options
         self._tie = tie
@@ -98,7 +99,7 @@ class Supervisor:
             self._watch(server)
             if server.poll() is None:
                 break
-            failures = failures + 1 if time.monotonic() - started < STEADY_AFTER else 1
+            failures = failures + 1 if time.monotonic() - started < self._kind.steady_after else 1
             log(f"the server ended with status {server.returncode}")
             if failures >= MAX_FAILURES and server.returncode >= 0:
                 log(f"giving up: the server ended {failures} times in a row right after its start")
@@ -114,9 +115,10 @@ class Supervisor:
     def _start(self) -> subprocess.Popen[bytes]:
         # The record never names a server that has ended: no pid before the new one is known.
         record = replace(self._next_record(), supervisor_pid=os.getpid(), server_pid=None)
+        command = self._kind.prepare(self._directory, record)
         self._directory.save(record)
         self._server = subprocess.Popen(
-            [self._binary, "-c", "server.conf"],
+            command,
             stdin=subprocess.DEVNULL,
             pass_fds=(self._lock,),
             preexec_fn=self._tie,  # noqa: PLW1509 - this process has one thread
@@ -129,7 +131,7 @@ class Supervisor:
         """Who the server was before, on its old port if that can still be had."""
         before = self._record or self._directory.load()
         port = choose_port(self._options.port, before.port if before else None)
-        return replace(before or ServerRecord(port), port=port, options=self._options)
+        return replace(before or ServerRecord(port), port=port, kind=self._name, options=self._options)
 
     def _watch(self, server: subprocess.Popen[bytes]) -> None:
         """Return when the server has ended or is no longer wanted."""
@@ -166,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Detach from the starter, which only waits for this, then supervise."""
     parser = argparse.ArgumentParser(prog="python -m tailrace._supervisor")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--binary", required=True)
+    parser.add_argument("--kind", default="nats")
     parser.add_argument("--lock-fd", type=int, required=True)
     parser.add_argument("--options", type=json.loads, default={})
     parser.add_argument("--watchdog", action="store_true", default=sys.platform != "linux")
@@ -180,8 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     directory = ServerDirectory(given.directory)
     tie = tie_by_watchdog(directory, given.lock_fd) if given.watchdog else tie_by_kernel()
     try:
-        return Supervisor(directory, given.binary, given.lock_fd, EmbeddedOptions(**given.options), tie).run()
-    except (EmbeddedError, OSError) as error:
+        return Supervisor(directory, given.kind, given.lock_fd, EmbeddedOptions(**given.options), tie).run()
+    except (BrokerError, OSError) as error:
         log(f"giving up: {error}")
         return 1
 

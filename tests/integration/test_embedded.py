@@ -311,7 +311,7 @@ async def test_the_watchdog_ends_the_server_where_the_kernel_does_not(home: Path
     user, lock = try_lock(paths.users_lock, shared=True), try_lock(paths.server_lock)
     assert user is not None
     assert lock is not None
-    command = [sys.executable, "-m", "tailrace._supervisor", str(home), "--binary", str(embedded.find_binary())]
+    command = [sys.executable, "-m", "tailrace._supervisor", str(home)]
     with paths.log.open("ab") as log:
         subprocess.run(
             [*command, "--lock-fd", str(lock), "--watchdog"], stdout=log, stderr=log, pass_fds=(lock,), check=True

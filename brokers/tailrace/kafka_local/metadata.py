@@ -1,8 +1,8 @@
 """One Metadata request to a Kafka broker: who is there, and who leads what.
 
-The whole of the protocol that starting a server needs, on the standard library (Kafka's protocol guide, Metadata
-version 2: versions from 0 on are served by every Kafka to date). A broker answers it with the brokers that are in
-service, so a server that lists itself is ready.
+The whole of the protocol that starting a server needs, on the standard library (Kafka's protocol guide: Metadata
+version 2, and SaslHandshake 1 with SaslAuthenticate 0 where there is a login). A broker answers with the brokers that
+are in service, so a server that lists itself is ready.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_KEY, _VERSION = 3, 2
+_METADATA = (3, 2)  # each API's key and version
+_HANDSHAKE = (17, 1)
+_AUTHENTICATE = (36, 0)
 _MOST = 1 << 20
 
 
@@ -25,15 +27,37 @@ class Metadata:
     leaders: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
-def ask(host: str, port: int, topics: Sequence[str] = (), *, timeout: float = 2.0) -> Metadata | None:
-    """What the broker there answers within ``timeout`` seconds a step, or None where nothing of the kind does."""
+def ask(
+    host: str, port: int, topics: Sequence[str] = (), *, login: tuple[str, str] | None = None, timeout: float = 2.0
+) -> Metadata | None:
+    """What the broker there answers within ``timeout`` seconds a step, or None where nothing of the kind does, or it
+    refuses the ``login`` (user and password, by SASL PLAIN)."""
     try:
         with socket.create_connection((host, port), timeout=timeout) as connection:
-            connection.sendall(_request(topics))
-            size = struct.unpack(">i", _exactly(connection, 4))[0]
-            return _answer(_exactly(connection, size)) if 0 < size <= _MOST else None
+            if login is not None:
+                _accepted(_exchange(connection, _HANDSHAKE, _string("PLAIN")))
+                token = "\0".join(("", *login)).encode()
+                _accepted(_exchange(connection, _AUTHENTICATE, struct.pack(">i", len(token)) + token))
+            names = b"".join(_string(topic) for topic in topics)
+            return _metadata(_exchange(connection, _METADATA, struct.pack(">i", len(topics)) + names))
     except (OSError, ValueError, struct.error):
         return None
+
+
+def _exchange(connection: socket.socket, api: tuple[int, int], body: bytes) -> _Reader:
+    request = struct.pack(">hhi", *api, 1) + _string("tailrace") + body
+    connection.sendall(struct.pack(">i", len(request)) + request)
+    size = struct.unpack(">i", _exactly(connection, 4))[0]
+    if not 0 < size <= _MOST:
+        raise ValueError("an answer of no size that a broker would give")
+    reader = _Reader(_exactly(connection, size))
+    reader.take("i")  # the correlation id
+    return reader
+
+
+def _accepted(reader: _Reader) -> None:
+    if reader.take("h") != 0:
+        raise ValueError("the login was refused")
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
@@ -46,20 +70,12 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _request(topics: Sequence[str]) -> bytes:
-    names = b"".join(_string(topic) for topic in topics)
-    body = struct.pack(">hhi", _KEY, _VERSION, 1) + _string("tailrace") + struct.pack(">i", len(topics)) + names
-    return struct.pack(">i", len(body)) + body
-
-
 def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack(">h", len(data)) + data
 
 
-def _answer(data: bytes) -> Metadata:
-    reader = _Reader(data)
-    reader.take("i")  # the correlation id
+def _metadata(reader: _Reader) -> Metadata:
     brokers: dict[int, int] = {}
     for _ in range(reader.take("i")):
         node, _, port, _ = reader.take("i"), reader.text(), reader.take("i"), reader.text()
