@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from tailrace.memory import MemoryStore
 from tailrace.memory_runs import MemoryDelivery
 from tailrace.model import Ending, Limits, RunRef, Status, StreamInfo
 from tailrace.worker import Handler, Pace, Worker, handler
-from tailrace.worker.builtin import echo, openai
+from tailrace.worker.builtin import echo
 from tailrace.worker.handlers import RunContext
 from tailrace.worker.runner import Runner
 
@@ -552,75 +552,3 @@ async def test_1500_runs_at_once() -> None:
         for number in range(1500):
             assert await body(store, f"run-{number}") == b"before after"
         await until(lambda: not queue_ids(store))
-
-
-# ---------------------------------------------------------------- openai
-
-
-def _events(pieces: list[str]) -> Iterator[bytes]:
-    base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    deltas = [{"role": "assistant", "content": ""}, *({"content": piece} for piece in pieces), {}]
-    for delta in deltas:
-        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
-        yield b"data: " + json.dumps(base | {"choices": [choice]}).encode() + b"\n\n"
-    yield b"data: " + json.dumps(base | {"choices": [], "usage": None}).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
-
-
-class ChatServer:
-    """Speaks as much of the protocol as a client can tell."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, dict[str, Any]]] = []
-        self.url = ""
-
-    async def __aenter__(self) -> "ChatServer":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
-        request = json.loads(await reader.readexactly(length))
-        self.requests.append((head, request))
-        if request["model"] == "broken":
-            fault = b'{"error": {"message": "no such model", "code": "model_not_found"}}'
-            reply = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            writer.write(reply + b"content-length: %d\r\n\r\n" % len(fault) + fault)
-        else:
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-            for event in _events(["Hel", "lo, ", "wörld"]):
-                writer.write(event)
-                await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-
-async def test_openai_streams_a_completion(store: MemoryStore) -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    async with ChatServer() as server, working(store, openai(server.url, "secret", "small")):
-        await submit(
-            store, "a", "openai", input={"messages": messages, "temperature": 0.5, "top_k": 3, "stream": False}
-        )
-        assert (await body(store, "a")).decode() == "Hello, wörld"
-        assert (await ended(store, "a")).status is Status.DONE
-        await submit(store, "b", "openai", input={"messages": messages, "model": "broken"})
-        info = await ended(store, "b")
-        assert info.code == "handler-error"
-        assert "no such model" in (info.message or "")
-        await submit(store, "c", "openai", input={"messages": []})
-        assert (await ended(store, "c")).code == "invalid-input"
-    (head, request), *_ = server.requests
-    assert "authorization: bearer secret" in head
-    assert request == {"model": "small", "messages": messages, "stream": True, "temperature": 0.5, "top_k": 3}
-
-
-async def test_openai_without_a_model_says_so(store: MemoryStore) -> None:
-    async with working(store, openai("http://127.0.0.1:9/v1")):
-        await submit(store, "a", "openai", input={"messages": [{"role": "user", "content": "hi"}]})
-        assert "No model" in ((await ended(store, "a")).message or "")

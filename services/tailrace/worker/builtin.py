@@ -12,6 +12,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from tailrace.errors import MissingExtra
+from tailrace.worker.answer import Controller
+from tailrace.worker.completion import Completion
 from tailrace.worker.handlers import Handler, handler
 from tailrace.worker.recite import Meter
 from tailrace.worker.recite import recite as recite
@@ -52,30 +54,34 @@ def _tls() -> ssl.SSLContext:
 
 
 def openai(base_url: str | None = None, api_key: str | None = None, model: str | None = None) -> Handler:
-    """The ``openai`` handler: the text of a streamed chat completion from any OpenAI-compatible endpoint.
+    """The ``openai`` handler: a streamed chat completion from any OpenAI-compatible endpoint, with text, reasoning,
+    tool calls, usage and finish reason. As the format ``text`` it is the text alone.
 
-    ``base_url`` None is the client's default, ``model`` what runs use that name none. Raises `MissingExtra` where the
-    client is not installed.
+    ``base_url`` None is the client's default, ``model`` what runs use that name none. Usage is asked for with
+    ``stream_options``, unless the run has its own; null leaves it out. Raises `MissingExtra` where the client is not
+    installed.
     """
     if find_spec("openai") is None:
         raise MissingExtra("The handler openai needs the package openai", hint="Run: pip install 'tailrace[openai]'")
 
     @handler("openai", input=OpenAIInput)
-    async def complete(input: OpenAIInput) -> AsyncIterator[str]:
+    async def complete(input: OpenAIInput, controller: Controller) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient  # slow to import: only where it is used
 
         if (chosen := input.model or model) is None:
             raise ValueError('No model: name one as "model" in the input, or set one for the worker')
-        body = input.model_dump(exclude_none=True, exclude={"messages", "model"}) | {"stream": True}
+        body = {"stream_options": {"include_usage": True}} | input.model_dump(exclude={"messages", "model"})
+        body = {name: value for name, value in body.items() if value is not None} | {"stream": True}
         transport = DefaultAsyncHttpxClient(verify=_tls())
+        completion = Completion(controller)
         # an endpoint without keys wants none, the client wants something
         async with AsyncOpenAI(base_url=base_url, api_key=api_key or "none", http_client=transport) as client:
             messages: Any = input.messages
             stream = await client.chat.completions.create(model=chosen, messages=messages, stream=True, extra_body=body)
             async with stream:
                 async for part in stream:
-                    for choice in part.choices:
-                        if choice.index == 0 and choice.delta.content:
-                            yield choice.delta.content
+                    completion.feed(part)
+                    await controller.drain()
+        completion.finish()
 
     return complete

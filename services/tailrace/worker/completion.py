@@ -1,0 +1,128 @@
+"""A streamed chat completion into an answer: text, reasoning, tool calls, usage and how it finished.
+
+Theory: the endpoint sends deltas of one choice. Text and reasoning go on with the part that is open; a tool call is
+addressed by its index, comes with its name and id at first and then in pieces of its arguments, and several may come
+interleaved. Usage stands in a last part without choices, where it was asked for.
+
+Rules:
+
+- Reasoning is ``reasoning_content`` (DeepSeek, vLLM, llama.cpp) or ``reasoning`` (OpenRouter, Ollama); the protocol
+  itself has neither. A refusal is text: it is what the user reads.
+- Another id at an index that is taken is another call: some endpoints give every call the index 0, or none.
+- Arguments may come before the name, as of a call that this knows nothing of yet: they wait for it.
+- The endpoint runs no tools, so a call has no result here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from tailrace.message.chunks import FinishReason, Json, MessageFinishChunk, StepFinishChunk, StepStartChunk
+from tailrace.message.controller import AssistantStreamController
+from tailrace.message.text import TextWriter
+from tailrace.message.tool_call import ToolCallWriter
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionChunk
+
+_REASONS: Final[Mapping[str | None, FinishReason]] = MappingProxyType(
+    {
+        "stop": "stop",
+        "length": "length",
+        "tool_calls": "tool-calls",
+        "function_call": "tool-calls",
+        "content_filter": "content-filter",
+        None: "unknown",
+    }
+)
+
+
+class _Call:
+    """A tool call at an index, whose name may still be missing."""
+
+    def __init__(self, call_id: str | None) -> None:
+        self.id = call_id
+        self.waiting = ""
+        self.writer: ToolCallWriter | None = None
+
+    def feed(self, controller: AssistantStreamController, name: str | None, arguments: str | None) -> None:
+        self.waiting += arguments or ""
+        if self.writer is None:
+            if not name:
+                return
+            self.writer = controller.add_tool_call_part(name, tool_call_id=self.id or None)
+        if self.waiting:
+            self.writer.args.append(self.waiting)
+            self.waiting = ""
+
+
+class Completion:
+    """Writes one completion with a controller: `feed` for each part of the stream, `finish` behind the last."""
+
+    def __init__(self, controller: AssistantStreamController) -> None:
+        self._controller = controller
+        self._calls: dict[int, _Call] = {}
+        self._said: tuple[str, TextWriter] | None = None
+        self._started = False
+        self._reason: str | None = None
+        self._usage: dict[str, Json] = {"inputTokens": 0, "outputTokens": 0}
+
+    def feed(self, part: ChatCompletionChunk) -> None:
+        """The next part of the stream."""
+        if not self._started:
+            self._started = True
+            self._controller.enqueue(StepStartChunk(part.id))
+        if part.usage is not None:
+            tokens = part.usage
+            self._usage = {"inputTokens": tokens.prompt_tokens, "outputTokens": tokens.completion_tokens}
+        for choice in part.choices:
+            if choice.index == 0:
+                self._delta(choice.delta)
+                self._reason = choice.finish_reason or self._reason
+
+    def _delta(self, delta: Any) -> None:
+        reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+        if isinstance(reasoning, str):
+            self._say("reasoning", reasoning)
+        self._say("text", delta.content or "")
+        self._say("text", delta.refusal or "")
+        for piece in delta.tool_calls or ():
+            self._call(piece)
+
+    def _say(self, kind: str, text: str) -> None:
+        if not text:
+            return
+        if self._said is None or self._said[0] != kind:
+            self._close_text()
+            controller = self._controller
+            self._said = kind, controller.add_text_part() if kind == "text" else controller.add_reasoning_part()
+        self._said[1].append(text)
+
+    def _close_text(self) -> None:
+        if self._said is not None:
+            self._said[1].close()
+            self._said = None
+
+    def _call(self, piece: Any) -> None:
+        self._close_text()
+        index = getattr(piece, "index", None) or 0
+        call = self._calls.get(index)
+        if call is None or (piece.id and call.id and piece.id != call.id):
+            if call is not None and call.writer is not None:
+                call.writer.close()
+            call = self._calls[index] = _Call(piece.id)
+        call.id = call.id or piece.id
+        function = piece.function
+        call.feed(self._controller, getattr(function, "name", None), getattr(function, "arguments", None))
+
+    def finish(self) -> None:
+        """The end of the stream. All parts are closed before the step and the message are."""
+        self._close_text()
+        for call in self._calls.values():
+            if call.writer is not None:
+                call.writer.close()
+        reason = _REASONS.get(self._reason, "other")
+        self._controller.enqueue(StepFinishChunk(reason, self._usage))
+        self._controller.enqueue(MessageFinishChunk(reason, self._usage))
