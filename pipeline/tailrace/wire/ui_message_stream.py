@@ -174,6 +174,8 @@ class UiMessageStreamEncoder:
 
     def _data(self, chunk: DataChunk) -> bytes:
         """An item that names itself goes under its name, as reading makes them; another one under ``data``."""
+        if not isinstance(chunk.data, list):
+            raise UnsupportedChunk("A data chunk needs data, which is an array")
         events = []
         for item in chunk.data:
             named = isinstance(item, dict) and item.keys() == {"name", "data"} and isinstance(item["name"], str)
