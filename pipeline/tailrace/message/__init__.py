@@ -1,61 +1,26 @@
-"""What an answer says: chunks and the messages that they build."""
+"""What an answer says: chunks, the controller that writes them, the messages that they build, and tools.
 
-from tailrace.message.chunks import (
-    UNDEFINED,
-    AnnotationsChunk,
-    Chunk,
-    DataChunk,
-    DataInit,
-    ErrorChunk,
-    FileInit,
-    InvalidChunk,
-    Json,
-    MessageFinishChunk,
-    PartFinishChunk,
-    PartInit,
-    PartStartChunk,
-    ReasoningInit,
-    ResultChunk,
-    SourceInit,
-    StepFinishChunk,
-    StepStartChunk,
-    TextDeltaChunk,
-    TextInit,
-    ToolCallArgsTextFinishChunk,
-    ToolCallInit,
-    Undefined,
-    UnknownInit,
-    UpdateStateChunk,
-    chunk_from_json,
-    part_from_json,
-)
+`tailrace.message.public` lists every name that this package gives. It is imported when one of them is first asked for,
+not before: the wire formats need this package's chunks, and the rest of this package needs the wire formats' JSON.
+"""
 
-__all__ = [
-    "UNDEFINED",
-    "AnnotationsChunk",
-    "Chunk",
-    "DataChunk",
-    "DataInit",
-    "ErrorChunk",
-    "FileInit",
-    "InvalidChunk",
-    "Json",
-    "MessageFinishChunk",
-    "PartFinishChunk",
-    "PartInit",
-    "PartStartChunk",
-    "ReasoningInit",
-    "ResultChunk",
-    "SourceInit",
-    "StepFinishChunk",
-    "StepStartChunk",
-    "TextDeltaChunk",
-    "TextInit",
-    "ToolCallArgsTextFinishChunk",
-    "ToolCallInit",
-    "Undefined",
-    "UnknownInit",
-    "UpdateStateChunk",
-    "chunk_from_json",
-    "part_from_json",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailrace.message.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    import tailrace.message.public as public
+
+    if name not in public.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(public, name)
+
+
+def __dir__() -> list[str]:
+    import tailrace.message.public as public
+
+    return sorted({*globals(), *public.__all__})
