@@ -323,6 +323,11 @@ def info(state: State, stream_id: str) -> StreamInfo:
     )
 
 
+def begins_a_life(record: Record) -> bool:
+    """Whether the record begins a stream's life, where it counts."""
+    return record.kind is Kind.CLAIM
+
+
 def ends_a_life(record: Record) -> bool:
     """Whether nothing of the stream is left to read behind this record, which its log took."""
     return record.kind in (Kind.TOMBSTONE, Kind.EXPIRY)

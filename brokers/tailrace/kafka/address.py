@@ -1,0 +1,96 @@
+"""URLs of Kafka brokers: `kafka://user:pass@host:port,host2:port?replicas=3`; `kafka+ssl://` insists on TLS. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tailrace.errors import BrokerUnsuitable
+from tailrace.kafka.options import KafkaOptions
+
+DEFAULT_PORT = 9092
+SCHEMES = {"kafka": False, "kafka+ssl": True}
+_TEXTS = ("prefix", "mechanism", "tls_ca", "tls_cert", "tls_key")
+_NUMBERS = ("partitions", "claims_partitions", "replicas", "min_insync_replicas", "max_message_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to connect first. ``servers`` are host and port, free of secrets."""
+
+    servers: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        return ",".join(_text(host, port) for host, port in self.servers)
+
+    @property
+    def bootstrap(self) -> list[str]:
+        """As the client library takes it."""
+        return [_text(host, port) for host, port in self.servers]
+
+
+def _text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse(url: str | Sequence[str], options: KafkaOptions) -> tuple[Address, KafkaOptions]:
+    """The address that a URL (or several of one broker each) names, and ``options`` with what it says besides.
+    Raises `BrokerUnsuitable`."""
+    servers: list[tuple[str, int]] = []
+    for each in [url] if isinstance(url, str) else list(url):
+        found, options = _parse(each, options)
+        servers.extend(found)
+    return Address(tuple(servers)), options
+
+
+def _parse(url: str, options: KafkaOptions) -> tuple[list[tuple[str, int]], KafkaOptions]:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in SCHEMES:
+        raise _wrong("it begins with none of " + ", ".join(f"{name}://" for name in SCHEMES))
+    netloc, _, tail = rest.replace("?", "/?", 1).partition("/")
+    if "@" in tail.partition("?")[0]:  # shown to nobody: it is a part of a password
+        raise _wrong("what stands before the @ holds a / or ?; write them as %2F and %3F")
+    userinfo, _, hosts = netloc.rpartition("@")
+    servers = [_server(host) for host in hosts.split(",") if host]
+    if not servers:
+        raise _wrong("it names no host")
+    changes: dict[str, Any] = {}
+    if SCHEMES[scheme.lower()]:
+        changes["tls"] = True
+    if userinfo:
+        name, _, secret = userinfo.partition(":")
+        changes |= {"user": unquote(name), "password": unquote(secret)}
+    for name, text in parse_qsl(tail.lstrip("/").removeprefix("?")):
+        changes[name] = _option(name, text)
+    try:
+        return servers, replace(options, **changes)
+    except ValueError as error:
+        raise _wrong(str(error)) from None
+
+
+def _option(name: str, text: str) -> str | int:
+    if name in _TEXTS:
+        return text
+    if name not in _NUMBERS:
+        raise _wrong(f"the option {name!r} is not known: {', '.join(sorted((*_TEXTS, *_NUMBERS)))}")
+    try:
+        return int(text)
+    except ValueError:
+        raise _wrong(f"{name} is not a number: {text}") from None
+
+
+def _server(host: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"kafka://{host}")
+        port = parts.port or DEFAULT_PORT
+    except ValueError:
+        raise _wrong(f"{host!r} is not host:port") from None
+    if not parts.hostname:
+        raise _wrong(f"{host!r} is not host:port")
+    return parts.hostname, port
+
+
+def _wrong(what: str) -> BrokerUnsuitable:
+    return BrokerUnsuitable(f"Wrong Kafka URL: {what}", hint="Write kafka://user:password@host:port,host2:port")

@@ -1,0 +1,272 @@
+"""The table of claims: where to begin to read a stream, and what became of those that ended.
+
+Theory. The records' topic decides everything (`chain`), but nobody can read all of it. So whoever is about to claim a
+stream stores an *opening* first: "from this offset on you see all of this stream's next life; its last record before is
+at position ``base``". An opening is a fact, checked before it is written, so several of them for one life do no harm:
+any of them leads to the same claim, and the first one is used. A claim is sent only when its opening is stored.
+
+Copies of endings and of what freed an id follow, written by whoever sees that they are missing, and where a seal's
+segments are. Every process reads this topic from its beginning before it is ready, and follows it.
+
+    {"k":"open","start":OFFSET,"base":POSITION,"keep":MS}   nothing of the stream before; forget it after that time
+    {"k":"seal","inc":INCARNATION,"at":[OFFSET…]}           where its segments are
+    (an ending's or a tombstone's own headers, and Tailrace-At: POSITION;MS)   a copy
+
+Rules.
+
+- Whether a stream is *not* here is asked of the leader: `current` reads up to the topic's end as it is at the call.
+- The offset of an opening without a base is taken before the table is asked. A claim that was in the log by then had
+  its opening stored before, and is seen. So even an opening that came too late tells the truth, and where the older
+  ones are gone (the topic's head was trimmed) it leads to the same owner.
+- The topic is never compacted: age alone removes what is so old that its stream is over. What is that old is forgotten
+  here too, and a later opening replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from aiokafka.protocol.offset import OffsetResetStrategy
+
+from tailrace.decide import ends_a_life
+from tailrace.errors import BrokerUnavailable, CorruptRecord, RecordError
+from tailrace.kafka.connection import Connection, Place
+from tailrace.kafka.feeds import Feed, Feeds, Lost
+from tailrace.kafka.reading import Batch, Raw
+from tailrace.kafka.refusals import Unanswered
+from tailrace.kafka.sender import Headers, Sender
+from tailrace.kafka.topics import Names
+from tailrace.kafka.wire import texts
+from tailrace.model import Incarnation
+from tailrace.records import Stored, decode, encode
+
+AT = "Tailrace-At"
+
+_log = logging.getLogger(__name__)
+
+
+class Copy(NamedTuple):
+    """A stored record as the table keeps it: taken apart only when it is asked for."""
+
+    position: int
+    time_ms: int
+    headers: Headers
+
+    def stored(self, previous: int = -1) -> Stored:
+        record = decode({name: value.decode() for name, value in self.headers}, b"")
+        return Stored(self.position, previous, self.time_ms, record)
+
+
+class Entry:
+    """What the table knows of a stream. ``start`` is the offset to read from, behind position ``base`` (None: it is
+    not known). ``before``: what freed the id before this life."""
+
+    __slots__ = ("base", "before", "end", "gone", "keep_ms", "seals", "start")
+
+    def __init__(self, start: int, base: int | None, keep_ms: int) -> None:
+        self.start = start
+        self.base = base
+        self.keep_ms = keep_ms
+        self.before: Copy | None = None
+        self.end: Copy | None = None
+        self.gone: Copy | None = None
+        self.seals: dict[str, list[int]] | None = None
+
+    @property
+    def latest(self) -> int:
+        """The highest position that is known."""
+        copy = self.gone or self.end or self.before
+        return max(copy.position if copy else 0, self.base or 0)
+
+
+class Claims:
+    """The table of one deployment, kept current. `start` fills it."""
+
+    def __init__(self, connection: Connection, names: Names, feeds: Feeds, sender: Sender) -> None:
+        self._connection = connection
+        self._names = names
+        self._feeds = feeds
+        self._sender = sender
+        self._keep_ms = int(connection.options.retention * 1000)
+        self._entries: dict[str, Entry] = {}
+        self._followed: list[Feed] = []
+        self._writing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self.alive = 0
+        self.skipped = 0
+
+    async def start(self) -> None:
+        """Read the topic from its beginning to its end, and follow it. Raises `BrokerUnavailable`."""
+        places = self._names.all_claims
+        first = await self._connection.offsets(places, OffsetResetStrategy.EARLIEST)
+        for place in places:
+            self._followed.append(await self._feeds.follow(place, self._take, self._restart_of(place), first[place]))
+        await self.refresh()
+
+    def _restart_of(self, place: Place) -> Lost:
+        def restart(first: int, end: int) -> int:
+            for stream_id, entry in tuple(self._entries.items()):
+                if self._names.claims_partition(stream_id) == place.partition:
+                    self._forget(stream_id, entry)
+            return first
+
+        return restart
+
+    async def refresh(self) -> None:
+        """Return when the table knows all that was stored when this call began. Raises `BrokerUnavailable`."""
+        ends = await self._connection.ends([feed.place for feed in self._followed])
+        await self._until(zip(self._followed, ends, strict=True))
+
+    async def _until(self, ends: Iterable[tuple[Feed, int]]) -> None:
+        try:
+            async with asyncio.timeout(self._connection.options.request_timeout):
+                for feed, end in ends:
+                    await feed.passed(end)
+        except TimeoutError:
+            raise BrokerUnavailable(f"The claims at {self._connection} cannot be read") from None
+
+    def peek(self, stream_id: str) -> Entry | None:
+        """What the table knows now."""
+        return self._entries.get(stream_id)
+
+    async def current(self, stream_id: str) -> Entry | None:
+        """What the table knows of all that was stored when this call began. Raises `BrokerUnavailable`."""
+        feed = self._followed[self._names.claims_partition(stream_id)]
+        await self._until([(feed, await self._connection.end(feed.place))])
+        return self._entries.get(stream_id)
+
+    def ids(self) -> Iterator[str]:
+        """Every stream that was not seen to go."""
+        return (stream_id for stream_id, entry in tuple(self._entries.items()) if entry.gone is None)
+
+    # --- what is written
+
+    async def open(self, stream_id: str, start: int, base: int) -> None:
+        """Store an opening. Raises `BrokerUnavailable`."""
+        await self._write(stream_id, _json({"k": "open", "start": start, "base": base, "keep": self._keep_ms}), [])
+
+    async def seal(self, stream_id: str, incarnation: Incarnation, offsets: Sequence[int]) -> None:
+        """Store where a seal's segments are. Raises `BrokerUnavailable`."""
+        await self._write(stream_id, _json({"k": "seal", "inc": str(incarnation), "at": list(offsets)}), [])
+
+    def has(self, stored: Stored) -> bool:
+        """Whether the copy of this record, an ending or what frees the id, is here (or a later one)."""
+        entry = self._entries.get(stored.record.stream_id)
+        return entry is not None and entry.latest >= stored.position
+
+    async def copy(self, stored: Stored) -> None:
+        """Store the copy, once however many ask. Raises `BrokerUnavailable`."""
+        if self.has(stored):
+            return
+        key = (stored.record.stream_id, stored.position)
+        task = self._writing.get(key)
+        if task is None:
+            task = self._writing[key] = asyncio.create_task(self._copy(stored))
+            task.add_done_callback(lambda done: self._copied(key, done))
+        await asyncio.shield(task)
+
+    async def _copy(self, stored: Stored) -> None:
+        headers, _ = encode(stored.record)
+        found = [(name, value.encode()) for name, value in headers.items()]
+        found.append((AT, b"%d;%d" % (stored.position, stored.time_ms)))
+        await self._write(stored.record.stream_id, b"", found)
+
+    def _copied(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        self._writing.pop(key, None)
+        if not task.cancelled():
+            task.exception()
+
+    async def _write(self, stream_id: str, value: bytes, headers: Headers) -> None:
+        place = self._followed[self._names.claims_partition(stream_id)].place
+        try:
+            async with asyncio.timeout(self._connection.options.request_timeout):
+                await self._sender.send(place, stream_id.encode(), value, headers)
+        except (Unanswered, TimeoutError) as error:  # stored or not: what is written here is as true a second time
+            raise BrokerUnavailable(f"{place} at {self._connection} did not confirm a claim") from error
+
+    # --- what is read
+
+    def _take(self, batch: Batch) -> None:
+        for raw in batch.records:
+            try:
+                self._note(raw)
+            except (RecordError, ValueError, KeyError, TypeError) as error:
+                self.skipped += 1
+                if self.skipped == 1:
+                    _log.warning("Skipped a message among the claims, at %d: %s", raw.offset, error)
+        if batch.records:
+            self._forget_old(batch.records[-1].timestamp)
+
+    def _forget_old(self, now_ms: int) -> None:
+        """What the broker's retention removes soon, whose stream is long over. The oldest openings come first."""
+        while self._entries:
+            stream_id, entry = next(iter(self._entries.items()))
+            if entry.keep_ms >= now_ms:
+                return
+            self._forget(stream_id, entry)
+
+    def _note(self, raw: Raw) -> None:
+        stream_id = (raw.key or b"").decode()
+        entry = self._entries.get(stream_id)
+        if entry is not None and entry.keep_ms < raw.timestamp:
+            self._forget(stream_id, entry)
+            entry = None
+        if raw.value:
+            body = json.loads(raw.value)
+            if body["k"] == "open":
+                self._opened(stream_id, entry, int(body["start"]), int(body["base"]), raw.timestamp + int(body["keep"]))
+            elif body["k"] == "seal" and entry is not None and entry.gone is None:
+                seals = entry.seals = entry.seals or {}
+                seals.setdefault(str(body["inc"]), [int(offset) for offset in body["at"]])
+            return
+        headers = texts(raw)
+        position, _, time_ms = headers.pop(AT).partition(";")
+        found = [(name, value.encode()) for name, value in headers.items()]
+        self._ended(stream_id, entry, Copy(int(position), int(time_ms), found), raw.timestamp + self._keep_ms)
+
+    def _opened(self, stream_id: str, entry: Entry | None, start: int, base: int, keep_ms: int) -> None:
+        if entry is not None and entry.base is not None and base <= entry.base:
+            return  # the same life, or an earlier one
+        new = Entry(start, base, keep_ms)
+        if entry is not None:
+            for copy in (entry.before, entry.gone):
+                if copy is not None and copy.position == base:
+                    new.before = copy
+            self._forget(stream_id, entry)
+        self._entries[stream_id] = new
+        self.alive += 1
+
+    def _ended(self, stream_id: str, entry: Entry | None, copy: Copy, keep_ms: int) -> None:
+        record = copy.stored().record
+        if record.stream_id != stream_id:
+            raise CorruptRecord(f"A copy of {record.stream_id} under the key of another stream")
+        if entry is None:  # its opening is gone, or never came: what is left begins with this record
+            entry = self._entries[stream_id] = Entry(copy.position - 1, None, keep_ms)
+            self.alive += 1
+        if entry.base is not None and copy.position <= entry.base:
+            if copy.position == entry.base:
+                entry.before = copy
+        elif ends_a_life(record):
+            if entry.gone is None or entry.gone.position < copy.position:
+                self.alive -= entry.gone is None
+                entry.gone, entry.end, entry.seals = copy, None, None
+        elif record.ending is not None and entry.gone is None:
+            entry.end = copy
+
+    def _forget(self, stream_id: str, entry: Entry) -> None:
+        self._entries.pop(stream_id, None)
+        self.alive -= entry.gone is None
+
+    async def close(self) -> None:
+        """Stop writing. A second call does nothing."""
+        for task in tuple(self._writing.values()):
+            task.cancel()
+        if self._writing:
+            await asyncio.wait(tuple(self._writing.values()))
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

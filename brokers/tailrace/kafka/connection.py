@@ -1,0 +1,308 @@
+"""Requests to Kafka's brokers, with every failure as one of ours.
+
+Theory. The client library keeps the sockets, the login and the cluster's metadata; requests are this adapter's own.
+Its consumer and producer are not used: a consumer that waits for news cannot be given another partition before the
+wait is over, and a producer that numbers its batches is lost after one refusal. Neither is needed: a reader names its
+offset, and whether a record counts is said by its condition (`chain`), however often and late it is stored.
+
+Rules. A broker answers one request at a time on a connection, so every kind of request has a connection of its own
+(its *lane*), and whatever waits never holds up what does not. A request ends in one of three ways: an answer,
+`Unanswered`, or a `BrokerError` (it was never sent, or the broker refused it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from aiokafka import errors
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
+from aiokafka.structs import TopicPartition
+
+from tailrace.errors import BrokerError, BrokerUnavailable
+from tailrace.kafka import refusals
+from tailrace.kafka.address import Address
+from tailrace.kafka.options import KafkaOptions
+from tailrace.kafka.refusals import Unanswered
+from tailrace.kafka.security import client_options
+
+FETCH, OLDEST_FETCH = 1, 11  # the API and its version since Kafka 2.4
+LOOK_UP, READ, WRITE, FOLLOW = 10, 20, 30, 100  # lanes, and the first of several
+READ_LANES = 4
+RETRY_PAUSE = 0.05
+
+# the library's own log lines repeat what our errors say: with no handler configured they would go to stderr
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+_log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """A partition."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+
+class Fetched(NamedTuple):
+    """A broker's answer for one partition. ``high`` is the offset behind the last readable record, ``first`` that of
+    the oldest one kept."""
+
+    error: int
+    high: int
+    first: int
+    data: bytes
+
+
+class Clock:
+    """Broker time as far as this process knows: the newest of the broker's timestamps, in ms."""
+
+    now_ms = 0
+
+    def see(self, time_ms: int) -> int:
+        """Take note of a timestamp, and give it back."""
+        if time_ms > self.now_ms:
+            self.now_ms = time_ms
+        return time_ms
+
+
+class Connection:
+    """Made by `Connection.open`."""
+
+    def __init__(self, address: Address, options: KafkaOptions) -> None:
+        self.address = address
+        self.options = options
+        self.clock = Clock()
+        self.library = client_options(options) | {"client_id": options.name, "bootstrap_servers": address.bootstrap}
+        patience = options.fetch_wait + options.request_timeout
+        self.closed = False
+        self._client = AIOKafkaClient(**self.library, request_timeout_ms=int(patience * 2000))
+        self.topics: list[str] = []
+        self._asked: dict[Place, asyncio.Future[int]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    @classmethod
+    async def open(cls, address: Address, options: KafkaOptions) -> Connection:
+        """Connect, trying for `connect_timeout`. Raises `BrokerUnavailable`, `BrokerRefused`, `BrokerUnsuitable`."""
+        connection = cls(address, options)
+        try:
+            await connection._connect()
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _connect(self) -> None:
+        error: BaseException = TimeoutError("no answer in time")
+        try:
+            async with asyncio.timeout(self.options.connect_timeout):
+                while True:
+                    try:
+                        await self._probe()
+                        await self._client.bootstrap()
+                        return
+                    except (OSError, EOFError, errors.KafkaError, NotImplementedError) as found:
+                        error = found.__cause__ if isinstance(found.__cause__, OSError | EOFError) else found
+                        if refusals.is_final(error):
+                            break
+                    await asyncio.sleep(RETRY_PAUSE)
+        except TimeoutError:
+            pass
+        raise refusals.connecting(error, str(self)) from None
+
+    async def _probe(self) -> None:
+        """Connect to one of the named brokers: the library's own bootstrap does not tell why it failed."""
+        error: BaseException = OSError("no broker is named")
+        for host, port in self.address.servers:
+            try:
+                found = await create_conn(
+                    host, port, **_connecting(self.library), request_timeout_ms=int(self.options.connect_timeout * 1000)
+                )
+            except (OSError, EOFError, errors.KafkaError, asyncio.CancelledError) as failure:
+                if isinstance(failure, asyncio.CancelledError):
+                    raise
+                error = failure
+                continue
+            versions = found._versions
+            found.close()
+            if versions.get(FETCH, (0, 0))[1] < OLDEST_FETCH:
+                raise errors.IncompatibleBrokerVersion
+            return
+        raise error
+
+    # --- where partitions are
+
+    async def watch(self, topics: Sequence[str]) -> None:
+        """Keep the metadata of these topics."""
+        self.topics = list(topics)
+        await self._client.set_topics(self.topics)
+
+    def leader(self, place: Place) -> int | None:
+        """The node that leads the partition, as far as is known."""
+        leader: int | None = self._client.cluster.leader_for_partition(TopicPartition(*place))
+        return None if leader in (None, -1) else leader
+
+    async def find_leader(self, place: Place) -> int:
+        """The same, asking where it is not known. Raises `BrokerUnavailable`."""
+        if (leader := self.leader(place)) is not None:
+            return leader
+        await self.relearn()
+        if (leader := self.leader(place)) is not None:
+            return leader
+        raise BrokerUnavailable(f"Nobody leads {place} at {self}")
+
+    async def relearn(self) -> None:
+        """Ask for the metadata anew."""
+        try:
+            async with asyncio.timeout(self.options.request_timeout):
+                await self._client.force_metadata_update()
+        except TimeoutError:
+            pass
+
+    # --- requests
+
+    async def request(self, node: int, request: Any, lane: int, timeout: float | None = None) -> Any:
+        """Raises `BrokerUnavailable` where it was not sent, else `Unanswered`."""
+        try:
+            async with asyncio.timeout(timeout or self.options.request_timeout):
+                return await self._client.send(node, request, group=lane)
+        except errors.NodeNotReadyError as error:
+            raise BrokerUnavailable(f"Node {node} of {self} cannot be reached") from error
+        except (OSError, EOFError, errors.KafkaError) as error:
+            if isinstance(error, TimeoutError):
+                self.hang_up(node, lane)
+            raise Unanswered(f"Node {node} of {self} did not answer: {error or type(error).__name__}") from error
+
+    def hang_up(self, node: int, lane: int) -> None:
+        """Close a connection that answers no more, or whose answer nobody awaits."""
+        connection = self._client._conns.get((node, lane))
+        if connection is not None:
+            connection.close()
+
+    async def ends(self, places: Sequence[Place]) -> list[int]:
+        """The offset behind the last readable record of each partition, as its leader has it after this call began.
+        Raises `BrokerUnavailable`."""
+        return list(await asyncio.gather(*(self.end(place) for place in places)))
+
+    async def end(self, place: Place) -> int:
+        future = self._asked.get(place)
+        if future is None:
+            future = self._asked[place] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(_retrieve)
+            if self._asking is None:  # one look-up at a time: what is asked meanwhile goes together
+                self._asking = asyncio.create_task(self._ask_ends())
+        return await asyncio.shield(future)
+
+    async def _ask_ends(self) -> None:
+        try:
+            while self._asked:
+                await asyncio.sleep(0)
+                asked, self._asked = self._asked, {}
+                try:
+                    found = await self.offsets(list(asked), OffsetResetStrategy.LATEST)
+                except BaseException as error:
+                    for future in asked.values():
+                        if not future.done():
+                            future.set_exception(
+                                error if isinstance(error, BrokerError) else BrokerUnavailable("It was closed")
+                            )
+                    if not isinstance(error, BrokerError):
+                        raise
+                else:
+                    for place, future in asked.items():
+                        if not future.done():
+                            future.set_result(found[place])
+        finally:
+            self._asking = None
+
+    async def offsets(self, places: Sequence[Place], which: int) -> dict[Place, int]:
+        """The partitions' first (`OffsetResetStrategy.EARLIEST`) or end offsets. Raises `BrokerUnavailable`."""
+        deadline = asyncio.get_running_loop().time() + self.options.request_timeout
+        found: dict[Place, int] = {}
+        while True:
+            missing = [place for place in places if place not in found]
+            trouble = await self._offsets(missing, which, found)
+            if trouble is None:
+                return found
+            if asyncio.get_running_loop().time() > deadline:
+                raise trouble
+            await self.relearn()
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _offsets(self, places: Sequence[Place], which: int, found: dict[Place, int]) -> BrokerError | None:
+        """Ask once; what is answered goes into ``found``. The reason where something is not."""
+        nodes: dict[int, dict[str, list[tuple[int, int]]]] = {}
+        for place in places:
+            node = await self.find_leader(place)
+            nodes.setdefault(node, {}).setdefault(place.topic, []).append((place.partition, which))
+        trouble: BrokerError | None = None
+        for node, topics in nodes.items():
+            try:
+                answer = await self.request(node, OffsetRequest(-1, 0, list(topics.items())), LOOK_UP)
+            except Unanswered as error:
+                raise BrokerUnavailable(str(error)) from None
+            for topic, partitions in answer.topics:
+                for partition, code, _, offset, *_ in partitions:
+                    if code == 0:
+                        found[Place(topic, partition)] = offset
+                        continue
+                    trouble = refusals.of(code, f"offsets of {topic}-{partition} at {self}")
+                    if not isinstance(trouble, BrokerUnavailable):
+                        raise trouble
+        return trouble
+
+    async def fetch(self, place: Place, offset: int, max_bytes: int) -> Fetched:
+        """What there is from ``offset`` on, at least one batch, at once. Raises `BrokerUnavailable`."""
+        lane = READ + place.partition % READ_LANES
+        deadline = asyncio.get_running_loop().time() + self.options.request_timeout
+        while True:
+            node = await self.find_leader(place)
+            request = FetchRequest(0, 1, max_bytes, 0, [(place.topic, [(place.partition, offset, max_bytes)])])
+            try:
+                answer = await self.request(node, request, lane)
+            except Unanswered as error:
+                raise BrokerUnavailable(str(error)) from None
+            fetched = next(iter(fetched_of(answer).values()))
+            if fetched.error not in refusals.MOVED or asyncio.get_running_loop().time() > deadline:
+                if fetched.error not in (0, refusals.OFFSET_OUT_OF_RANGE):
+                    raise refusals.of(fetched.error, f"read of {place} at {self}")
+                return fetched
+            await self.relearn()
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def close(self) -> None:
+        """Close every connection. A second call does nothing."""
+        self.closed = True
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait({self._asking})
+        await self._client.close()
+
+
+def fetched_of(answer: Any) -> dict[Place, Fetched]:
+    """The partitions of a fetch's answer (version 11)."""
+    found: dict[Place, Fetched] = {}
+    for topic, partitions in answer.topics:
+        for partition, code, high, _, first, *_, data in partitions:
+            found[Place(topic, partition)] = Fetched(code, high, first, data or b"")
+    return found
+
+
+def _connecting(library: dict[str, Any]) -> dict[str, Any]:
+    """The library's arguments that a lone connection takes."""
+    return {name: value for name, value in library.items() if name != "bootstrap_servers"}
+
+
+def _retrieve(future: asyncio.Future[int]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,282 @@
+"""Following partitions: what is stored in them from an offset on, in order and without gaps.
+
+Theory. A node is asked for all followed partitions at once, and keeps the request until there is something to give (or
+for ``fetch_wait``). That question cannot be changed while it is kept, so a partition that is followed anew is asked for
+on a lane of its own, at once; when the first lane's answer comes, it takes the other lanes' partitions over, and what
+those are still answered is not looked at.
+
+Rules. Positions are a feed's own: after a failure it goes on where it was. But a broker that lost its unsynced end has
+other records there now, or none: so after a failure the last record that was seen is read again, and if it is not the
+same, or the broker no longer holds the place, the feed hears `lost` (what there is now: the first offset and the end),
+and goes on where that says. `take` and `lost` must neither block nor raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetResetStrategy
+
+from tailrace.errors import BrokerError, BrokerUnavailable
+from tailrace.kafka import refusals
+from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place, fetched_of
+from tailrace.kafka.reading import Batch, Raw, batches_of
+from tailrace.kafka.refusals import Unanswered
+
+PARTITION_BYTES = 1024 * 1024
+ANSWER_BYTES = 8 * 1024 * 1024
+
+Lost = Callable[[int, int], int]
+
+_log = logging.getLogger(__name__)
+
+
+class Feed:
+    """One followed partition. ``position`` is the offset that comes next."""
+
+    def __init__(self, place: Place, position: int, take: Callable[[Batch], None], lost: Lost) -> None:
+        self.place = place
+        self.position = position
+        self.take = take
+        self.lost = lost
+        self.doubted = False
+        self.last: Raw | None = None
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    async def passed(self, offset: int) -> None:
+        """Return when everything before ``offset`` was taken."""
+        if self.position < offset:
+            waiter = (offset, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            try:
+                await waiter[1]
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+
+    def moved(self, position: int) -> None:
+        self.position = position
+        if self._waiters:
+            for waiter in [waiter for waiter in self._waiters if waiter[0] <= position]:
+                self._waiters.remove(waiter)
+                if not waiter[1].done():
+                    waiter[1].set_result(None)
+
+
+class _Lane:
+    def __init__(self, node: int, number: int) -> None:
+        self.node = node
+        self.number = number
+        self.feeds: dict[Place, Feed] = {}
+        self.task: asyncio.Task[None] | None = None
+
+
+class Feeds:
+    """All followed partitions of one connection. ``on_away`` and ``on_back`` hear when the broker stops answering, and
+    when it answers again."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lanes: list[_Lane] = []
+        self._joining: list[Feed] = []
+        self._placing: asyncio.Task[None] | None = None
+        self._feeds: set[Feed] = set()
+        self._closed = False
+        self.away = False
+        self.on_back: list[Callable[[], None]] = []
+
+    async def follow(self, place: Place, take: Callable[[Batch], None], lost: Lost, start: int | None = None) -> Feed:
+        """Follow a partition from offset ``start`` on (None: from its end as it is now). Raises `BrokerUnavailable`."""
+        position = await self._connection.end(place) if start is None else start
+        feed = Feed(place, position, take, lost)
+        self._feeds.add(feed)
+        self._place(feed)
+        return feed
+
+    def drop(self, feed: Feed) -> None:
+        """Follow it no more."""
+        self._feeds.discard(feed)
+        if feed in self._joining:
+            self._joining.remove(feed)
+        for lane in self._lanes:
+            if lane.feeds.get(feed.place) is feed:
+                del lane.feeds[feed.place]
+
+    def _place(self, *feeds: Feed) -> None:
+        self._joining.extend(feeds)
+        if self._joining and self._placing is None and not self._closed:
+            self._placing = asyncio.create_task(self._find_places())
+
+    async def _find_places(self) -> None:
+        """Give each feed that has none a lane at the node that leads its partition."""
+        try:
+            await asyncio.sleep(0)
+            while self._joining:
+                homeless = []
+                joining, self._joining = self._joining, []
+                for feed in joining:
+                    node = self._connection.leader(feed.place)
+                    if node is None:
+                        homeless.append(feed)
+                    else:
+                        self._lane(node).feeds[feed.place] = feed
+                for lane in self._lanes:
+                    if lane.task is None:
+                        lane.task = asyncio.create_task(self._run(lane), name=f"tailrace-feed-{lane.number}")
+                if homeless:
+                    self._joining.extend(homeless)
+                    await self._connection.relearn()
+                    await asyncio.sleep(RETRY_PAUSE)
+        finally:
+            self._placing = None
+
+    def _lane(self, node: int) -> _Lane:
+        """A lane to the node that has not asked yet."""
+        for lane in self._lanes:
+            if lane.node == node and lane.task is None:
+                return lane
+        taken = {lane.number for lane in self._lanes}
+        number = next(number for number in range(FOLLOW, FOLLOW + len(taken) + 1) if number not in taken)
+        self._lanes.append(lane := _Lane(node, number))
+        return lane
+
+    async def _run(self, lane: _Lane) -> None:
+        try:
+            while lane.feeds:
+                feeds = dict(lane.feeds)
+                try:
+                    answer = await self._ask(lane, feeds.values())
+                except (BrokerUnavailable, Unanswered) as error:
+                    await self._failed(lane, error)
+                    continue
+                self._answered_again()
+                moved = False
+                for place, fetched in fetched_of(answer).items():
+                    if (feed := feeds[place]) is lane.feeds.get(place):
+                        moved |= await self._took(lane, feed, fetched)
+                if moved:
+                    await asyncio.sleep(RETRY_PAUSE)
+                    await self._connection.relearn()
+                    self._leave(lane)
+                self._take_over(lane)
+        except Exception:  # noqa: BLE001  # without its lane, whoever follows would wait for ever
+            _log.exception("a lane failed")
+            for feed in lane.feeds.values():
+                feed.doubted = True
+            self._leave(lane)
+        finally:
+            self._lanes.remove(lane)
+            self._connection.hang_up(lane.node, lane.number)
+
+    async def _ask(self, lane: _Lane, feeds: Iterable[Feed]) -> Any:
+        topics: dict[str, list[tuple[int, int, int]]] = {}
+        for feed in feeds:
+            start = feed.last.offset if feed.doubted and feed.last is not None else feed.position
+            topics.setdefault(feed.place.topic, []).append((feed.place.partition, start, PARTITION_BYTES))
+        options = self._connection.options
+        wait = 0 if self.away else options.fetch_wait
+        request = FetchRequest(int(wait * 1000), 1, ANSWER_BYTES, 0, list(topics.items()))
+        return await self._connection.request(lane.node, request, lane.number, wait + options.request_timeout)
+
+    async def _failed(self, lane: _Lane, error: Exception) -> None:
+        if not self.away:
+            _log.warning("the broker does not answer: %s", error)
+        self.away = True
+        for feed in lane.feeds.values():
+            feed.doubted = True
+        await asyncio.sleep(RETRY_PAUSE)
+        await self._connection.relearn()
+        self._leave(lane)
+
+    def _answered_again(self) -> None:
+        if self.away:
+            self.away = False
+            _log.info("the broker answers again")
+            for call in tuple(self.on_back):
+                call()
+
+    def _leave(self, lane: _Lane) -> None:
+        """Another node may lead: the lane's feeds look for their places anew."""
+        feeds = list(lane.feeds.values())
+        lane.feeds.clear()
+        self._place(*feeds)
+
+    def _take_over(self, lane: _Lane) -> None:
+        """The first lane to a node takes the others' partitions."""
+        if next(each for each in self._lanes if each.node == lane.node) is lane:
+            for other in self._lanes:
+                if other is not lane and other.node == lane.node and other.task is not None:
+                    lane.feeds.update(other.feeds)
+                    other.feeds.clear()
+
+    async def _took(self, lane: _Lane, feed: Feed, fetched: Fetched) -> bool:
+        """Take what a partition gave. True where it is to be looked for elsewhere."""
+        if fetched.error in refusals.MOVED:
+            return True
+        if fetched.error == refusals.OFFSET_OUT_OF_RANGE:
+            await self._restart(feed)
+            return False
+        if fetched.error:
+            _log.warning("%s", refusals.of(fetched.error, f"read of {feed.place} at {self._connection}"))
+            return True
+        if feed.doubted and not self._is_the_same(feed, fetched):
+            await self._restart(feed)
+            return False
+        feed.doubted = False
+        for batch in batches_of(fetched.data, feed.position):
+            if batch.records:
+                feed.last = batch.records[-1]
+                self._connection.clock.see(feed.last.timestamp)
+            feed.take(batch)
+            feed.moved(batch.next_offset)
+        return False
+
+    def _is_the_same(self, feed: Feed, fetched: Fetched) -> bool:
+        """Whether the broker still has the last record that was seen, where it was."""
+        if feed.last is None:
+            return fetched.high >= feed.position
+        for batch in batches_of(fetched.data, feed.last.offset):
+            for raw in batch.records:
+                return _same(raw, feed.last)
+        return False
+
+    async def _restart(self, feed: Feed) -> None:
+        """What the feed read is gone: go on at the end. Records that merely grew old are no loss."""
+        try:
+            found = await self._connection.offsets([feed.place], OffsetResetStrategy.EARLIEST)
+            end = await self._connection.end(feed.place)
+        except BrokerError:
+            feed.doubted = True
+            return
+        first = found[feed.place]
+        if feed.doubted and feed.last is not None and feed.last.offset < first <= feed.position <= end:
+            feed.last, feed.doubted = None, False  # it aged out, and nothing else changed
+            return
+        _log.warning("%s lost records: it holds %d to %d, and %d was next", feed.place, first, end, feed.position)
+        feed.last, feed.doubted = None, False
+        feed.moved(feed.lost(first, end))
+
+    async def close(self) -> None:
+        """Stop. A second call does nothing."""
+        self._closed = True
+        tasks = [lane.task for lane in self._lanes if lane.task is not None]
+        if self._placing is not None:
+            tasks.append(self._placing)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _same(one: Raw, other: Raw) -> bool:
+    return (one.offset, one.timestamp, one.key, one.value, one.headers) == (
+        other.offset,
+        other.timestamp,
+        other.key,
+        other.value,
+        other.headers,
+    )

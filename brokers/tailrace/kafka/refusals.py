@@ -1,0 +1,68 @@
+"""What brokers and the client library report, as errors of ours: each names what, where and how to mend it. Pure."""
+
+from __future__ import annotations
+
+import ssl
+
+from aiokafka import errors
+
+from tailrace.errors import BrokerError, BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
+
+OFFSET_OUT_OF_RANGE = 1
+# the partition is led by another node, or by nobody yet: ask again, elsewhere
+MOVED = frozenset({3, 5, 6, 9, 13, 56, 74, 75, 78})
+NOT_STORED = MOVED | {19}  # too few replicas are in sync: refused before it was written
+TOO_LARGE = frozenset({10, 18})
+_DENIED = frozenset({29, 30, 31, 53, 65, 66})
+_LOGIN = (
+    errors.SaslAuthenticationFailed,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.AuthenticationFailedError,
+    errors.AuthenticationMethodNotSupported,
+)
+
+
+class Unanswered(Exception):
+    """The request was sent, and no answer came."""
+
+
+def of(code: int, what: str) -> BrokerError:
+    """The error that an answer carries; ``what`` names the call and the broker."""
+    kind = errors.for_code(code)
+    text = f"{what}: {kind.message or kind.__name__} (error {code})"
+    if code in NOT_STORED or getattr(kind, "retriable", False):
+        return BrokerUnavailable(text)
+    if code in _DENIED:
+        return BrokerRefused(text, hint="Grant the user this operation on Tailrace's topics.")
+    return BrokerFailed(text, hint="The broker's log says more.")
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether trying to connect again cannot help."""
+    return isinstance(error, (*_LOGIN, ssl.SSLCertVerificationError, errors.IncompatibleBrokerVersion))
+
+
+def connecting(error: BaseException, where: str) -> BrokerError:
+    """Why the first connect failed."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, _LOGIN):
+        return BrokerRefused(
+            f"{where} refused the login: {words}", hint="Check user, password and mechanism (PLAIN, SCRAM-SHA-256 …)."
+        )
+    if isinstance(error, errors.IncompatibleBrokerVersion | NotImplementedError):
+        return too_old(where)
+    if isinstance(error, ssl.SSLError | ssl.CertificateError):
+        return BrokerRefused(
+            f"TLS with {where} failed: {words}",
+            hint="Check the scheme (kafka+ssl:// is TLS), the port, and tls_ca, tls_cert, tls_key.",
+        )
+    if isinstance(error, ConnectionRefusedError) or not isinstance(error, TimeoutError | ConnectionError | EOFError):
+        return BrokerUnavailable(f"Cannot reach Kafka at {where}: {words}")
+    unavailable = BrokerUnavailable(f"{where} does not answer as Kafka: {words}")
+    unavailable.hint = "Check the port, and whether it wants TLS (kafka+ssl://) or a login (user:password@)."
+    return unavailable
+
+
+def too_old(where: str) -> BrokerUnsuitable:
+    return BrokerUnsuitable(f"The Kafka broker at {where} is too old", hint="Use Apache Kafka 2.4 or newer.")

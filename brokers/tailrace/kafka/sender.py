@@ -1,0 +1,218 @@
+"""Sending records: what waits for a partition goes together, in few requests.
+
+Theory. Each node has a pump or two: a request in flight, and behind it what came meanwhile, one batch a partition. A
+slow broker makes batches larger, not queues longer. Batches are not numbered (no idempotent producer): a record that is
+stored twice, or late, is one that does not count, since its condition does not hold any more (`chain`). So nothing has
+to be retried under a number, and no refusal can spoil a partition for those who come behind.
+
+Rules. A record ends in one of three ways: its offset, `Unanswered` (it may be stored, or be stored yet), or a
+`BrokerError` (it is not). One that a broker refuses because it does not lead the partition is sent to whom leads it.
+A record that is too large for its topic must not come here: it would be refused with its whole batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from tailrace.errors import BrokerError, BrokerUnavailable
+from tailrace.kafka import refusals
+from tailrace.kafka.connection import RETRY_PAUSE, WRITE, Connection, Place
+from tailrace.kafka.refusals import Unanswered
+
+Headers = list[tuple[str, bytes]]
+PUMPS = 2  # requests in flight to one node
+BATCH_OVERHEAD = 61  # bytes of a batch beside its records
+RECORD_OVERHEAD = 21  # the most bytes of a record beside its key, value and headers
+REQUEST_BYTES = 16 * 1024 * 1024
+
+
+class Ack(NamedTuple):
+    """Where a record was stored, and the broker's time in ms."""
+
+    offset: int
+    time_ms: int
+
+
+class _Item(NamedTuple):
+    key: bytes
+    value: bytes
+    headers: Headers
+    future: asyncio.Future[Ack]
+    deadline: float
+
+
+def size_of(key: bytes, value: bytes, headers: Headers) -> int:
+    """The most bytes that a batch of this record alone takes."""
+    size: int = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
+    return size + BATCH_OVERHEAD
+
+
+class Sender:
+    """``max_batch``: the largest batch that the topics take, in bytes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._max_batch = connection.options.max_message_bytes
+        self._queues: dict[Place, deque[_Item]] = {}
+        self._pumps: dict[int, set[asyncio.Task[None]]] = {}
+        self._waiting: asyncio.Task[None] | None = None
+        self._woken = False
+        self._closed = False
+
+    def send(self, place: Place, key: bytes, value: bytes, headers: Headers) -> asyncio.Future[Ack]:
+        """Queue a record; the future gives its `Ack`, or raises `Unanswered` or `BrokerError`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Ack] = loop.create_future()
+        if self._closed:
+            future.set_exception(BrokerUnavailable("The store was closed"))
+            return future
+        queue = self._queues.get(place)
+        if queue is None:
+            queue = self._queues[place] = deque()
+        queue.append(_Item(key, value, headers, future, loop.time() + self._connection.options.request_timeout))
+        if not self._woken:  # what one turn of the loop queues goes together
+            self._woken = True
+            loop.call_soon(self._wake)
+        return future
+
+    def _wake(self) -> None:
+        """Give every node with something to send a pump, if it has not its share."""
+        self._woken = False
+        if self._closed:
+            return
+        homeless = False
+        wanted: set[int] = set()
+        for place, queue in self._queues.items():
+            if queue:
+                node = self._connection.leader(place)
+                if node is None:
+                    homeless = True
+                else:
+                    wanted.add(node)
+        for node in wanted:
+            pumps = self._pumps.setdefault(node, set())
+            if len(pumps) < PUMPS:
+                lane = WRITE + len(pumps)
+                task = asyncio.create_task(self._pump(node, lane))
+                pumps.add(task)
+                task.add_done_callback(pumps.discard)
+        if homeless and self._waiting is None:
+            self._waiting = asyncio.create_task(self._find_leaders())
+
+    async def _find_leaders(self) -> None:
+        await asyncio.sleep(RETRY_PAUSE)
+        await self._connection.relearn()
+        self._waiting = None
+        self._give_up()
+        self._wake()
+
+    def _give_up(self) -> None:
+        """Fail what found no leader in its time."""
+        now = asyncio.get_running_loop().time()
+        for place, queue in self._queues.items():
+            while queue and queue[0].deadline < now:
+                _fail(queue.popleft(), BrokerUnavailable(f"Nobody leads {place} at {self._connection}"))
+
+    async def _pump(self, node: int, lane: int) -> None:
+        while batches := self._collect(node):
+            await self._send(node, lane, batches)
+
+    def _collect(self, node: int) -> dict[Place, tuple[bytes, list[_Item]]]:
+        """Take what waits for the partitions that the node leads, a batch each."""
+        batches: dict[Place, tuple[bytes, list[_Item]]] = {}
+        room = REQUEST_BYTES
+        for place, queue in self._queues.items():
+            if queue and room > 0 and self._connection.leader(place) == node:
+                batch, items = _batch(queue, self._max_batch)
+                room -= len(batch)
+                batches[place] = (batch, items)
+        return batches
+
+    async def _send(self, node: int, lane: int, batches: dict[Place, tuple[bytes, list[_Item]]]) -> None:
+        topics: dict[str, list[tuple[int, bytes]]] = {}
+        for place, (batch, _) in batches.items():
+            topics.setdefault(place.topic, []).append((place.partition, batch))
+        timeout = self._connection.options.request_timeout
+        request = ProduceRequest(None, -1, int(timeout * 1000), list(topics.items()))
+        try:
+            answer = await self._connection.request(node, request, lane)
+        except BaseException as error:
+            failure = error if isinstance(error, BrokerError | Unanswered) else Unanswered("The store was closed")
+            for _, items in batches.values():
+                for item in items:
+                    _fail(item, failure)
+            if not isinstance(error, BrokerError | Unanswered):
+                raise
+            await self._connection.relearn()
+            return
+        self._answered(answer, batches)
+
+    def _answered(self, answer: object, batches: dict[Place, tuple[bytes, list[_Item]]]) -> None:
+        moved = False
+        for topic, partitions in answer.topics:  # type: ignore[attr-defined]
+            for partition, code, base, time_ms, *_ in partitions:
+                place = Place(topic, partition)
+                items = batches[place][1]
+                if code == 0:
+                    self._connection.clock.see(time_ms)
+                    for number, item in enumerate(items):
+                        if not item.future.done():
+                            item.future.set_result(Ack(base + number, time_ms))
+                elif code in refusals.MOVED:
+                    moved = True
+                    self._queues[place].extendleft(reversed(items))
+                else:
+                    error = self._refusal(code, place)
+                    for item in items:
+                        _fail(item, error)
+        if moved:
+            self._give_up()
+            if self._waiting is None:
+                self._waiting = asyncio.create_task(self._find_leaders())
+
+    def _refusal(self, code: int, place: Place) -> Exception:
+        error = refusals.of(code, f"append to {place} at {self._connection}")
+        if isinstance(error, BrokerUnavailable) and code not in refusals.NOT_STORED:
+            return Unanswered(str(error))  # too few replicas confirmed, or it took too long: it may be stored
+        return error
+
+    async def close(self) -> None:
+        """Stop at once; what waits fails. A second call does nothing."""
+        self._closed = True
+        tasks = [task for pumps in self._pumps.values() for task in pumps]
+        if self._waiting is not None:
+            tasks.append(self._waiting)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for queue in self._queues.values():
+            while queue:
+                _fail(queue.popleft(), BrokerUnavailable("The store was closed"))
+
+
+def _batch(queue: deque[_Item], most: int) -> tuple[bytes, list[_Item]]:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, most)
+    items: list[_Item] = []
+    now = int(time.time() * 1000)  # the broker writes its own time over it
+    while queue and builder.append(len(items), now, queue[0].key, queue[0].value, queue[0].headers) is not None:
+        items.append(queue.popleft())
+    return bytes(builder.build()), items
+
+
+def _fail(item: _Item, error: Exception) -> None:
+    if not item.future.done():
+        item.future.set_exception(error)
+        item.future.exception()  # whoever waits sees it; nobody has to
+
+
+def parts(headers: Sequence[tuple[str, str]]) -> Headers:
+    """Text headers as the broker takes them."""
+    return [(name, value.encode()) for name, value in headers]

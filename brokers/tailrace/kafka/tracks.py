@@ -1,0 +1,372 @@
+"""Streams that this process has to do with: each one's end, as the followed partition tells it.
+
+Theory. A track judges its stream's records as they come (`chain`), from the beginning that the claims name. Through it
+an append learns whether it counted, a follower gets what counts, and a question for the last record is answered without
+a read. It is made by following the partition first and reading what came before then; what comes meanwhile waits.
+
+Rules.
+
+- A track has seen all of its stream up to its feed's position. Who needs the present asks the leader for the
+  partition's end, and waits until the feed has passed it (`Tracks.current`).
+- What reads gave is kept for a moment (`history`), since whoever asks for the last record often wants the others next.
+- A track that nobody uses is forgotten, and a partition without tracks is followed no more.
+- Where the broker lost records, every track of the partition begins anew, and its followers hear that they must read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from tailrace.commit import insist
+from tailrace.decide import ends_a_life
+from tailrace.errors import BrokerUnavailable, CorruptRecord, UnsupportedRecord
+from tailrace.kafka.chain import Chain, Judged
+from tailrace.kafka.claims import Claims, Entry
+from tailrace.kafka.connection import Connection, Place
+from tailrace.kafka.feeds import Feed, Feeds
+from tailrace.kafka.reading import Batch, Raw, read
+from tailrace.kafka.topics import Names
+from tailrace.log import AppendRefused, AppendUnknown
+from tailrace.records import Stored
+
+IDLE = 300.0  # seconds that an unused track is kept
+SWEEP = 30.0
+HISTORY = 2.0  # seconds that what was read is kept
+HISTORY_BYTES = 4 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+
+
+class Track:
+    """One stream as this process follows it. ``last``: its last record that counts."""
+
+    def __init__(self, stream_id: str, key: bytes, partition: Partition) -> None:
+        self.stream_id = stream_id
+        self.key = key
+        self.partition = partition
+        self.last: Stored | None = None
+        self.error: UnsupportedRecord | None = None
+        self.history: list[Stored] | None = None
+        self.followers: set[Callable[[Stored], None]] = set()
+        self.uncertain: set[Callable[[], None]] = set()
+        self.waiting: dict[str, asyncio.Future[int]] = {}
+        self.ready: asyncio.Task[None] | None = None
+        self.used = 0.0
+        self.beginning = 0
+        self.chain: Chain | None = None
+        self.early: list[Raw | tuple[int, int]] = []
+        self._history_bytes = 0
+
+    @property
+    def position(self) -> int:
+        return self.last.position if self.last is not None else 0
+
+    def begin(self, chain: Chain, read: list[Stored]) -> None:
+        """What came before is read: take what came meanwhile."""
+        self.chain = chain
+        self.history = []
+        for stored in read:
+            self._keep(stored)
+        if read:
+            self.last = read[-1]
+        early, self.early = self.early, []
+        for item in early:
+            if isinstance(item, tuple):
+                chain.miss(*item)
+            else:
+                self.feed(item)
+
+    def feed(self, raw: Raw) -> None:
+        """The partition's next record of this stream."""
+        if self.chain is None:
+            self.early.append(raw)
+            return
+        try:
+            judged = self.chain.take(raw)
+        except UnsupportedRecord as error:
+            self.error = error
+            self.doubt()
+            return
+        if judged is not None:
+            self._judged(judged)
+
+    def miss(self, start: int, end: int) -> None:
+        """The partition's next offsets cannot be read."""
+        if self.chain is None:
+            self.early.append((start, end))
+        else:
+            self.chain.miss(start, end)
+
+    def _judged(self, judged: Judged) -> None:
+        waiting = self.waiting.pop(judged.record.nonce, None) if self.waiting else None
+        stored = judged.stored
+        if stored is None:
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(AppendRefused("another record came first"))
+            return
+        self.last = stored
+        if self.history is not None:
+            self._keep(stored)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(stored.position)
+        for deliver in tuple(self.followers):
+            deliver(stored)
+        if stored.record.ending is not None or ends_a_life(stored.record):
+            self.partition.tracks.ended(stored)
+
+    def _keep(self, stored: Stored) -> None:
+        assert self.history is not None
+        self.history.append(stored)
+        self._history_bytes += sum(map(len, stored.record.chunks))
+        if self._history_bytes > HISTORY_BYTES and len(self.history) > 1:
+            self.forget_history()
+
+    def forget_history(self) -> None:
+        self.history = None
+        self._history_bytes = 0
+
+    def doubt(self) -> None:
+        """Whoever follows must read."""
+        for uncertain in tuple(self.uncertain):
+            uncertain()
+
+    @property
+    def idle(self) -> bool:
+        return not self.followers and not self.waiting and (self.ready is None or self.ready.done())
+
+
+class Partition:
+    """A followed partition and the tracks in it."""
+
+    def __init__(self, place: Place, tracks: Tracks) -> None:
+        self.place = place
+        self.tracks = tracks
+        self.by_key: dict[bytes, Track] = {}
+        self.feed: Feed | None = None
+        self.starting: asyncio.Task[Feed] | None = None
+        self.empty_since = 0.0
+
+    def take(self, batch: Batch) -> None:
+        by_key = self.by_key
+        for raw in batch.records:
+            track = by_key.get(raw.key)  # type: ignore[arg-type]  # None is nobody's key
+            if track is not None:
+                track.feed(raw)
+        if batch.unreadable is not None:
+            for track in by_key.values():
+                track.miss(*batch.unreadable)
+
+    def lost(self, first: int, end: int) -> int:
+        for track in tuple(self.by_key.values()):
+            self.tracks.restart(track)
+        return end
+
+
+class Tracks:
+    """All tracks of one log. ``ended`` hears of endings, and of what frees an id."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        names: Names,
+        feeds: Feeds,
+        claims: Claims,
+        spawn: Spawn,
+        ended: Callable[[Stored], None],
+    ) -> None:
+        self._connection = connection
+        self._names = names
+        self._feeds = feeds
+        self._claims = claims
+        self._spawn = spawn
+        self.ended = ended
+        self._partitions: dict[Place, Partition] = {}
+        self._tracks: dict[str, Track] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._closed = False
+        self.skipped = 0
+
+    def peek(self, stream_id: str) -> Track | None:
+        """The stream's track, if there is one that is ready."""
+        track = self._tracks.get(stream_id)
+        return track if track is not None and track.chain is not None else None
+
+    async def get(self, stream_id: str) -> Track:
+        """The stream's track. Raises `BrokerUnavailable`."""
+        track = self._tracks.get(stream_id)
+        if track is None:
+            place = self._names.records(stream_id)
+            partition = self._partitions.get(place)
+            if partition is None:
+                partition = self._partitions[place] = Partition(place, self)
+            track = self._tracks[stream_id] = Track(stream_id, stream_id.encode(), partition)
+            partition.by_key[track.key] = track
+            track.ready = self._spawn(self._load(track))
+            if self._sweeping is None:
+                self._sweeping = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+        track.used = asyncio.get_running_loop().time()
+        if track.chain is None and track.ready is not None:
+            await self._ready(track.ready)
+        return track
+
+    async def _ready(self, ready: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.shield(ready)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if ready.cancelled() and caller is not None and not caller.cancelling():
+                raise BrokerUnavailable("The store was closed") from None
+            raise
+
+    async def current(self, stream_id: str) -> Track:
+        """The track, with all that was stored when this call began. Raises `BrokerUnavailable`, `UnsupportedRecord`."""
+        end, track = await asyncio.gather(self._connection.end(self._names.records(stream_id)), self.get(stream_id))
+        await self._passed(track, end)
+        if track.error is not None:
+            raise track.error
+        return track
+
+    async def _passed(self, track: Track, end: int) -> None:
+        feed = track.partition.feed
+        assert feed is not None
+        if feed.position < end:
+            try:
+                async with asyncio.timeout(self._connection.options.request_timeout):
+                    await feed.passed(end)
+            except TimeoutError:
+                raise BrokerUnavailable(f"{feed.place} at {self._connection} cannot be followed") from None
+        if track.chain is None and track.ready is not None:  # it began anew meanwhile
+            await self._ready(track.ready)
+
+    # --- loading
+
+    async def _load(self, track: Track) -> None:
+        try:
+            await self._begin(track)
+        except BaseException:
+            self._drop(track)
+            raise
+
+    async def _begin(self, track: Track) -> None:
+        while True:
+            beginning = track.beginning
+            feed = await self._feed(track.partition)
+            track.early.clear()
+            position = (
+                feed.position
+            )  # what comes from here on is the feed's; taken before the claims are asked: see there
+            entry = await self._claims.current(track.stream_id)
+            chain, found = self.chain_of(entry)
+            if entry is not None and entry.gone is None:
+                found += await self.read(track.stream_id, chain, start_of(entry), position)
+            if track.beginning == beginning:
+                break
+        track.begin(chain, found)
+        asyncio.get_running_loop().call_later(HISTORY, track.forget_history)
+
+    async def _feed(self, partition: Partition) -> Feed:
+        if partition.feed is not None:
+            return partition.feed
+        if partition.starting is None:
+            partition.starting = asyncio.create_task(
+                self._feeds.follow(partition.place, partition.take, partition.lost), name="tailrace-follow"
+            )
+            partition.starting.add_done_callback(lambda task: self._started(partition, task))
+        return await asyncio.shield(partition.starting)
+
+    def _started(self, partition: Partition, task: asyncio.Task[Feed]) -> None:
+        partition.starting = None
+        if not task.cancelled() and task.exception() is None:
+            partition.feed = task.result()
+
+    def chain_of(self, entry: Entry | None) -> tuple[Chain, list[Stored]]:
+        """The chain to read a stream with, and what comes before what there is to read."""
+        if entry is None:
+            return Chain(0, self.skip), []
+        if entry.gone is not None:  # who claimed it since would have stored an opening
+            return Chain(entry.gone.position, self.skip), [entry.gone.stored()]
+        if entry.before is not None and entry.before.position == entry.base:
+            return Chain(entry.base, self.skip), [entry.before.stored()]
+        return Chain(0 if entry.base == 0 else None, self.skip), []
+
+    async def read(self, stream_id: str, chain: Chain, start: int, end: int) -> list[Stored]:
+        """What counts of the stream from offset ``start`` to before ``end``. Raises `BrokerUnavailable`,
+        `UnsupportedRecord`."""
+        key, found = stream_id.encode(), []
+        place = self._names.records(stream_id)
+        async for batch in read(self._connection, place, start, end):
+            if batch.trimmed:
+                chain.trim()
+            for raw in batch.records:
+                if raw.key == key and (judged := chain.take(raw)) is not None and judged.stored is not None:
+                    found.append(judged.stored)
+            if batch.unreadable is not None:
+                chain.miss(*batch.unreadable)
+        chain.settle()
+        return found
+
+    def skip(self, raw: Raw, error: CorruptRecord) -> None:
+        """Count a message that is not a record, and tell the first."""
+        self.skipped += 1
+        if self.skipped == 1:
+            _log.warning("Skipped a message among the records, at %d: %s. %s", raw.offset, error, error.hint)
+
+    # --- beginning anew, and leaving
+
+    def restart(self, track: Track) -> None:
+        """The broker lost records: what is known of the stream may not hold."""
+        track.chain, track.last, track.error = None, None, None
+        track.beginning += 1
+        track.forget_history()
+        track.early.clear()
+        for waiting in track.waiting.values():
+            if not waiting.done():
+                waiting.set_exception(AppendUnknown("the broker lost records"))
+        track.waiting.clear()
+        if track.ready is None or track.ready.done():
+            track.ready = self._spawn(self._begin_anew(track))
+
+    async def _begin_anew(self, track: Track) -> None:
+        await insist(lambda: self._begin(track))
+        track.doubt()
+
+    def _drop(self, track: Track) -> None:
+        if self._tracks.get(track.stream_id) is track:
+            del self._tracks[track.stream_id]
+            del track.partition.by_key[track.key]
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now, self._sweeping = loop.time(), None
+        for track in tuple(self._tracks.values()):
+            if track.idle and now - track.used > IDLE:
+                self._drop(track)
+        for place, partition in tuple(self._partitions.items()):
+            if not partition.by_key and partition.starting is None:
+                if partition.feed is not None:
+                    self._feeds.drop(partition.feed)
+                del self._partitions[place]
+        if self._tracks and not self._closed:
+            self._sweeping = loop.call_later(SWEEP, self._sweep)
+
+    async def close(self) -> None:
+        """Stop. A second call does nothing."""
+        self._closed = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        starting = [partition.starting for partition in self._partitions.values() if partition.starting is not None]
+        for task in starting:
+            task.cancel()
+        if starting:
+            await asyncio.wait(starting)
+
+
+def start_of(entry: Entry) -> int:
+    """The offset at which reading begins."""
+    if entry.base and entry.before is None:
+        return entry.base - 1  # with what freed the id: the table does not have it
+    return entry.start
