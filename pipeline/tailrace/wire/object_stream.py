@@ -9,15 +9,16 @@ the operations. This carries states, not answers, so it stands beside the table 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from tailrace.message.chunks import Json
+from tailrace.message.chunks import UNDEFINED, Json, Undefined
 from tailrace.message.dialect import LEGACY, NEWEST
 from tailrace.message.errors import InvalidUpdate
+from tailrace.message.object_controller import ObjectChunk as ObjectChunk
+from tailrace.message.object_controller import ObjectStreamController
 from tailrace.message.state import StateAccumulator
 from tailrace.wire import sse
 from tailrace.wire.codec import BaseDecoder
@@ -27,17 +28,6 @@ from tailrace.wire.lines import MAX_LINE
 
 FORMAT_HEADER: Final = "Assistant-Stream-Format"
 HEADERS: Final[Mapping[str, str]] = MappingProxyType({**sse.HEADERS, FORMAT_HEADER: "object-stream/v0"})
-
-
-@dataclass(slots=True)
-class ObjectChunk:
-    """The state after ``operations``, each ``{"type": "set" | "append-text", "path", "value"}``."""
-
-    snapshot: Json
-    operations: list[Json]
-
-    def to_json(self) -> dict[str, Json]:
-        return {"snapshot": self.snapshot, "operations": self.operations}
 
 
 class ObjectStreamEncoder:
@@ -62,6 +52,24 @@ class ObjectStreamEncoder:
 
     def finish(self) -> bytes:
         return b""
+
+
+async def object_stream(
+    batches: AsyncIterable[Sequence[Mapping[str, Json]]],
+    *,
+    initial: Json | Undefined = UNDEFINED,
+    legacy: bool = False,
+) -> AsyncIterator[bytes]:
+    """The frames of batches of operations, each as its batch comes: the body of a response with HEADERS.
+
+    Raises InvalidUpdate at a batch that does not fit the state; `ObjectStreamController` says what a batch means.
+    """
+    made: list[ObjectChunk] = []
+    controller = ObjectStreamController(made.append, initial=initial, dialect=LEGACY if legacy else NEWEST)
+    encoder = ObjectStreamEncoder(legacy=legacy)
+    async for batch in batches:
+        controller.enqueue(batch)
+        yield encoder.encode(made.pop())
 
 
 class ObjectStreamDecoder(BaseDecoder[ObjectChunk]):
