@@ -121,6 +121,10 @@ class Settings(BaseSettings):
     )
     nats_shards: Annotated[int, Field(ge=1, le=256)] = _setting(32, "JetStream streams that records are spread over")
     nats_replicas: Annotated[int, Field(ge=1, le=5)] = _setting(1, "Copies that JetStream keeps")
+    nats_placement_cluster: str | None = _setting(
+        None, "The NATS cluster that keeps the copies, where there are several"
+    )
+    nats_placement_tags: str = _setting("", "Tags that every server with a copy must have, split by commas")
     nats_sync_always: bool = _setting(False, "Whether the embedded broker writes to the disk before every ack")
     nats_connect_timeout: Seconds = _setting(4.0, "How long the first connection to NATS may take", "seconds")
     nats_user: str | None = _setting(None, "The NATS user")
@@ -163,12 +167,13 @@ class Settings(BaseSettings):
         from tailrace.jetstream.options import JetStreamOptions
 
         nats = {name: _plain(getattr(self, f"nats_{name}")) for name in _NATS}
+        tags = tuple(tag.strip() for tag in self.nats_placement_tags.split(",") if tag.strip())
         return StoreOptions(
             limits=self.limits(),
             lease_ttl=self.lease_ttl,
             linger=self.tail_linger,
             request_timeout=self.request_timeout,
-            jetstream=JetStreamOptions(**nats, request_timeout=self.request_timeout),
+            jetstream=JetStreamOptions(**nats, placement_tags=tags, request_timeout=self.request_timeout),
             sync_always=self.nats_sync_always,
         )
 
@@ -178,7 +183,7 @@ class Settings(BaseSettings):
 
 
 _NATS = tuple(
-    """prefix shards replicas connect_timeout user password token creds_file nkey_seed
+    """prefix shards replicas placement_cluster connect_timeout user password token creds_file nkey_seed
     tls_ca tls_cert tls_key tls_hostname tls_first""".split()  # noqa: SIM905 - a list of words reads best as words
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol, Self
@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tailrace.testing.clients import new_client
+from tailrace.testing.cluster import NatsCluster
 from tailrace.testing.processes import Services
 from tailrace.testing.servers import NatsServer
 
@@ -33,17 +34,20 @@ class Broker(Protocol):
     def resume(self) -> None: ...
 
 
-BROKERS = {"jetstream": NatsServer}
+BROKERS = {"jetstream": NatsServer, "jetstream-r3": NatsCluster}
 
 
 @pytest.fixture(params=list(BROKERS))
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
-    running = BROKERS[request.param](tmp_path / "broker")
-    running.start()
-    try:
+    with BROKERS[request.param](tmp_path / "broker") as running:
         yield running
-    finally:
-        running.kill()
+
+
+@pytest.fixture
+def strike(broker: Broker) -> Callable[[], None]:
+    """Kills what a broker that goes on must be able to lose: the leader of a cluster, or all there is of a single
+    server."""
+    return broker.kill_leader if isinstance(broker, NatsCluster) else broker.kill
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ async def stored_of(url: str, run_ids: Sequence[str]) -> dict[str, tuple[bytes, 
 
 @pytest.mark.parametrize("how", ["one after another", "all at once"])
 async def test_gateway_worker_and_broker_are_killed_under_live_streams(
-    broker: Any, services: Services, client: httpx.AsyncClient, stack: AsyncExitStack, how: str
+    broker: Any, services: Services, client: httpx.AsyncClient, stack: AsyncExitStack, how: str, strike: Any
 ) -> None:
     gateway, other = services.gateway(), services.gateway()
     small, large = services.worker("--slots", str(LOST)), services.worker()
@@ -86,12 +86,12 @@ async def test_gateway_worker_and_broker_are_killed_under_live_streams(
     await answers.start(kept)
     services.supervise(gateway, small, large)
 
-    for kill in (gateway.kill, small.kill, broker.kill):
+    for kill in (gateway.kill, small.kill, strike):
         await answers.assert_live()
         kill()
-        if kill == broker.kill:
+        if kill is strike:
             await asyncio.to_thread(broker.start)
-        if kill == broker.kill or how == "one after another":
+        if kill is strike or how == "one after another":
             await answers.go_on(but=() if kill == gateway.kill else lost)
 
     await answers.reading.over()

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 
+import nats
 import pytest
 import pytest_asyncio
 
@@ -15,6 +16,7 @@ from tailrace.jetstream import CAPABILITIES, JetStreamOptions, open_jetstream
 from tailrace.model import Limits
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
+from tailrace.testing.cluster import NatsCluster
 from tailrace.testing.servers import NatsServer
 
 _prefixes = (f"kit{number}" for number in itertools.count())
@@ -31,14 +33,21 @@ def docker_url() -> Iterator[str]:
     yield from nats_in_docker()
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    with NatsCluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield nodes
+
+
 class OnJetStream(StoreContract):
     """One server for all tests, and a prefix (streams of its own) for each."""
 
     capabilities = CAPABILITIES
+    replicas = 1
 
     @pytest_asyncio.fixture
     async def make_store(self, server_url: str) -> AsyncIterator[MakeStore]:  # type: ignore[override]
-        jetstream = JetStreamOptions(prefix=next(_prefixes), shards=2)
+        jetstream = JetStreamOptions(prefix=next(_prefixes), shards=2, replicas=self.replicas)
         # with the longest retention that any test's limits ask for: a shorter one that exists would be refused
         await (await open_jetstream(server_url, options=jetstream)).close()
         stores: list[LogStore] = []
@@ -51,6 +60,7 @@ class OnJetStream(StoreContract):
         yield make
         for store in stores:
             await store.aclose()
+        await _drop_streams(server_url, jetstream.prefix)
 
 
 class TestJetStream(OnJetStream):
@@ -59,11 +69,33 @@ class TestJetStream(OnJetStream):
         return local_url
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("r3")
+class TestJetStreamR3(OnJetStream):
+    """Three nodes, three replicas of everything."""
+
+    replicas = 3
+
+    @pytest.fixture
+    def server_url(self, cluster: NatsCluster) -> str:
+        return f"nats://{cluster.hosts}"
+
+
 @pytest.mark.docker
 class TestJetStreamInDocker(OnJetStream):
     @pytest.fixture
     def server_url(self, docker_url: str) -> str:
         return docker_url
+
+
+async def _drop_streams(url: str, prefix: str) -> None:
+    """What one test leaves behind costs the next ones: on a cluster, each stream is a group of its own."""
+    client = await nats.connect(url.split(","))
+    jetstream = client.jetstream()
+    for info in await jetstream.streams_info():
+        if str(info.config.name).startswith(f"{prefix.upper()}_"):
+            await jetstream.delete_stream(str(info.config.name))
+    await client.close()
 
 
 def nats_in_docker() -> Iterator[str]:

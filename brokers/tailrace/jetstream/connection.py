@@ -48,13 +48,18 @@ class Clock:
         return time_ms
 
 
+class Leaderless(BrokerUnavailable):
+    """Nobody serves this stream now: on a cluster, for as long as its leader is elected."""
+
+
 class _Waiter:
     """One request in flight. A batch ends with a status, a single request with its first reply."""
 
-    __slots__ = ("batch", "future", "replies", "subject", "timer", "touched")
+    __slots__ = ("batch", "future", "replies", "subject", "timeout", "timer", "touched")
 
-    def __init__(self, subject: bytes, future: asyncio.Future[list[Reply]], batch: bool) -> None:
+    def __init__(self, subject: bytes, future: asyncio.Future[list[Reply]], batch: bool, timeout: float) -> None:
         self.subject = subject
+        self.timeout = timeout
         self.future = future
         self.batch = batch
         self.replies: list[Reply] = []
@@ -113,9 +118,12 @@ class Connection:
 
     # --- requests
 
-    async def request(self, subject: bytes, payload: bytes = b"", block: bytes = b"") -> Reply:
-        """Publish to ``subject`` and wait for the one answer. Raises `Unanswered`, `BrokerError`."""
-        reply = (await self._ask(subject, payload, block, batch=False))[0]
+    async def request(
+        self, subject: bytes, payload: bytes = b"", block: bytes = b"", timeout: float | None = None
+    ) -> Reply:
+        """Publish to ``subject`` and wait for the one answer, for ``timeout`` seconds (default: the options').
+        Raises `Unanswered`, `BrokerError`."""
+        reply = (await self._ask(subject, payload, block, batch=False, timeout=timeout))[0]
         if not reply[1] and status(reply[0]) == 503:
             raise BrokerUnavailable(
                 f"Nobody at {self} answers for {subject.decode()}: JetStream is starting, or its stream was deleted"
@@ -131,14 +139,18 @@ class Connection:
         block = end[0] or b""
         if status(block) not in (204, 404, 413):
             text = f"{self} answers {status(block)} {status_text(block)} to {subject.decode()}"
-            raise BrokerUnavailable(text) if status(block) in (408, 503) else BrokerFailed(text)
+            if status(block) == 503:
+                raise Leaderless(text)
+            raise BrokerUnavailable(text) if status(block) == 408 else BrokerFailed(text)
         return messages, end
 
-    async def api(self, call: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def api(
+        self, call: str, body: Mapping[str, Any] | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
         """One call of the JetStream API. Raises `refusals.Refusal` (a `BrokerFailed`) and other `BrokerError`s."""
         try:
             _, payload = await self.request(
-                f"$JS.API.{call}".encode(), b"" if body is None else json.dumps(body).encode()
+                f"$JS.API.{call}".encode(), b"" if body is None else json.dumps(body).encode(), timeout=timeout
             )
         except Unanswered as error:
             raise BrokerUnavailable(str(error)) from None
@@ -147,15 +159,17 @@ class Connection:
             raise refusals.of(answer["error"], f"{call} at {self}")
         return answer
 
-    async def _ask(self, subject: bytes, payload: bytes, block: bytes, batch: bool) -> list[Reply]:
+    async def _ask(
+        self, subject: bytes, payload: bytes, block: bytes, batch: bool, timeout: float | None = None
+    ) -> list[Reply]:
         if not self._client.is_connected:
             raise self.unavailable()
         self._check_size(subject, len(block) + len(payload))
         self._number += 1
         number = b"%x" % self._number
-        waiter = self._waiters[number] = _Waiter(subject, self._loop.create_future(), batch)
+        timeout = self.options.request_timeout if timeout is None else timeout
+        waiter = self._waiters[number] = _Waiter(subject, self._loop.create_future(), batch, timeout)
         self._send(subject, self._inbox + number, block, payload)
-        timeout = self.options.request_timeout
         waiter.timer = self._loop.call_later(timeout, self._expire, waiter)
         try:
             return await waiter.future
@@ -183,7 +197,7 @@ class Connection:
         self._client.send(b"".join((head, block, payload, b"\r\n")))
 
     def _expire(self, waiter: _Waiter) -> None:
-        timeout = self.options.request_timeout
+        timeout = waiter.timeout
         if waiter.touched:  # a batch that still comes in
             waiter.touched = False
             waiter.timer = self._loop.call_later(timeout, self._expire, waiter)

@@ -14,6 +14,8 @@ class JetStreamOptions:
 
     shards: streams that the records are spread over; fixed once the streams exist.
     prefix: first token of every subject (lower case); in capitals, the first part of every stream's name.
+    replicas: copies of everything; three survive the loss of a node.
+    placement_cluster, placement_tags: where the copies are: the cluster's name, and tags that every server must have.
     retention: how long the broker keeps records; longer than a stream's longest life plus the longest time to live.
     max_bytes: a bound on all records together, spread evenly over the shards; None leaves it to the server.
     member_retention: how long the last heartbeat of a dead member is kept.
@@ -25,6 +27,7 @@ class JetStreamOptions:
     shards: int = 32
     prefix: str = "tailrace"
     replicas: int = 1
+    placement_cluster: str | None = None
     placement_tags: tuple[str, ...] = ()
     retention: float = 49 * 3600.0
     max_bytes: int | None = None

@@ -6,17 +6,19 @@ batch leaves out (its bound in bytes or messages was reached) the next request a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tailrace.errors import BrokerFailed
-from tailrace.jetstream.connection import Connection
-from tailrace.jetstream.wire import PENDING, PREVIOUS, SEQUENCE, UP_TO, parse_headers, status
+from tailrace.jetstream.connection import Connection, Leaderless
+from tailrace.jetstream.wire import PENDING, PREVIOUS, SEQUENCE, UP_TO, Reply, parse_headers, status
 
 BATCH = 1000
 BATCH_BYTES = 4 * 1024 * 1024  # of one answer, so that the server never queues more than that for us
 MULTI = 1000  # the server answers for at most 1024 subjects at once
 NAMED = 100  # subjects asked for by name in one request: a thousand keep a busy server for seconds
+ELECTION, PAUSE = 3.0, 0.1  # seconds that a stream without a leader is waited for, and between two looks
 _EOB, _MISSING, _TOO_MANY = 204, 404, 413
 
 Message = tuple[dict[str, str], bytes]
@@ -71,9 +73,21 @@ async def _multi(connection: Connection, stream: str, subjects: list[str]) -> As
             body |= {"seq": int(messages[-1][0][SEQUENCE]) + 1} | ({"up_to_seq": up_to} if up_to else {})
 
 
+async def _replies(connection: Connection, subject: bytes, body: dict[str, Any]) -> tuple[list[Reply], Reply]:
+    """A batch, asked for again while the stream has no leader: an election takes a moment, and reading is free."""
+    until = asyncio.get_running_loop().time() + ELECTION
+    while True:
+        try:
+            return await connection.batch(subject, body)
+        except Leaderless:
+            if asyncio.get_running_loop().time() >= until:
+                raise
+        await asyncio.sleep(PAUSE)
+
+
 async def _batch(connection: Connection, stream: str, body: dict[str, Any]) -> tuple[list[Message], int, int]:
     """The unbroken beginning of one batch, how many messages are left behind it, and the batch's horizon."""
-    replies, (block, _) = await connection.batch(f"$JS.API.DIRECT.GET.{stream}".encode(), body)
+    replies, (block, _) = await _replies(connection, f"$JS.API.DIRECT.GET.{stream}".encode(), body)
     if status(block) == _TOO_MANY:
         raise _TooMany
     if status(block) == _MISSING:

@@ -20,6 +20,7 @@ from tailrace.jetstream.options import JetStreamOptions
 
 Settings = dict[str, Any]
 SHARDS, FORMAT = "tailrace-shards", "tailrace-format"
+ONE_TRY, PAUSE, PATIENCE = 1.5, 0.1, 8.0  # seconds: of one call, between two, of all
 _NANO = 1_000_000_000
 _AT_LEAST = frozenset({"max_age", "num_replicas", "duplicate_window"})
 _FIXED = frozenset({"storage", "retention", "sealed", FORMAT})  # what `nats stream edit` cannot mend
@@ -57,7 +58,9 @@ def wanted(names: Names, options: JetStreamOptions) -> list[Settings]:
 
 
 def _stream(name: str, subject: str, options: JetStreamOptions) -> Settings:
-    placement = {"placement": {"tags": list(options.placement_tags)}} if options.placement_tags else {}
+    where = {"cluster": options.placement_cluster, "tags": list(options.placement_tags)}
+    wished = {key: value for key, value in where.items() if value}
+    placement = {"placement": wished} if wished else {}
     return {
         "name": name,
         "subjects": [subject],
@@ -110,17 +113,30 @@ async def _enabled(connection: Connection) -> None:
 async def _ensure(connection: Connection, settings: Settings) -> None:
     name = settings["name"]
     try:
-        answer = await connection.api(f"STREAM.INFO.{name}")
+        answer = await _asked(connection, f"STREAM.INFO.{name}")
     except refusals.Refusal as error:
         if error.number != refusals.NO_STREAM:
             raise
         try:
-            answer = await connection.api(f"STREAM.CREATE.{name}", settings)
+            answer = await _asked(connection, f"STREAM.CREATE.{name}", settings)
         except refusals.Refusal as taken:
             if taken.number != refusals.NAME_TAKEN:
                 raise
-            answer = await connection.api(f"STREAM.INFO.{name}")
+            answer = await _asked(connection, f"STREAM.INFO.{name}")
     compare(settings, answer["config"], str(connection))
+
+
+async def _asked(connection: Connection, call: str, body: Settings | None = None) -> dict[str, Any]:
+    """The answer to a call that may be repeated. On a cluster, a stream that is being made, or whose leader died, has
+    no leader for a moment, and then nobody answers for it."""
+    until = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        try:
+            return await connection.api(call, body, timeout=ONE_TRY)
+        except BrokerUnavailable:
+            if asyncio.get_running_loop().time() >= until:
+                raise
+        await asyncio.sleep(PAUSE)
 
 
 def compare(settings: Settings, found: Mapping[str, Any], where: str = "the broker") -> None:

@@ -1,0 +1,137 @@
+"""Three nats-servers with JetStream as one cluster, for tests: any of them killed, paused and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tailrace.testing.servers import HOST, NatsServer
+
+SIZE, SHARDS = 3, 4
+PATIENCE = 60.0  # seconds for an election, with all else that the machine does
+LOOK_INTERVAL = 0.05
+NAME = "tailrace-test"
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy that the environment names
+
+
+class NatsCluster:
+    """A cluster with its data in ``directory``: as one broker, and its leader alone (`kill_leader`). `start` brings
+    back whoever is away."""
+
+    def __init__(self, directory: Path) -> None:
+        self.nodes: dict[str, NatsServer] = {}
+        self._monitors: dict[str, int] = {}
+        self._directory = directory
+
+    @property
+    def url(self) -> str:
+        """The URL of all nodes, which asks for three replicas."""
+        return f"nats://{self.hosts}/?replicas={SIZE}&shards={SHARDS}"
+
+    @property
+    def hosts(self) -> str:
+        """``host:port`` of every node, separated by commas."""
+        return ",".join(f"{HOST}:{node.port}" for node in self.nodes.values())
+
+    def start(self) -> Self:
+        """Run the nodes that do not run, and return when each is in touch with a leader of the cluster."""
+        if not self.nodes:
+            self._describe()
+        for node in self.nodes.values():
+            if not node.running:
+                node.start()
+        self.await_health()
+        return self
+
+    def _describe(self) -> None:
+        routes, monitors = _free_ports(SIZE), _free_ports(SIZE)
+        others = ", ".join(f"nats://{HOST}:{port}" for port in routes)
+        for number, (route, monitor) in enumerate(zip(routes, monitors, strict=True), 1):
+            name = f"n{number}"
+            config = (
+                f'server_name: {name}\nhttp: "{HOST}:{monitor}"\n'
+                f'cluster {{ name: {NAME}, listen: "{HOST}:{route}", routes: [{others}] }}'
+            )
+            self.nodes[name] = NatsServer(self._directory / name, config=config)
+            self._monitors[name] = monitor
+
+    def await_health(self) -> None:
+        """Return when each running node serves JetStream. Raises RuntimeError with its log where one does not."""
+        deadline = time.monotonic() + PATIENCE
+        waiting = [name for name, node in self.nodes.items() if node.running]
+        while waiting:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{waiting[0]} is not well:\n{self.nodes[waiting[0]].log[-4000:]}")
+            waiting = [name for name in waiting if self._ask(name, "healthz").get("status") != "ok"]
+            time.sleep(LOOK_INTERVAL if waiting else 0)
+
+    def leaders(self) -> dict[str, str]:
+        """The name of the node that leads each stream, as the nodes that run tell it."""
+        found: dict[str, str] = {}
+        for name in self.nodes:
+            for account in self._ask(name, "jsz?accounts=1&streams=1&config=0").get("account_details", ()):
+                for stream in account.get("stream_detail", ()):
+                    if leader := stream.get("cluster", {}).get("leader"):
+                        found[stream["name"]] = leader
+        return found
+
+    def leader(self, stream: str) -> str:
+        """The name of the node that leads ``stream``, waited for."""
+        deadline = time.monotonic() + PATIENCE
+        while (leader := self.leaders().get(stream)) is None or not self.nodes[leader].running:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Nobody leads {stream}: {self.leaders()}")
+            time.sleep(LOOK_INTERVAL)
+        return leader
+
+    def kill_leader(self) -> None:
+        """SIGKILL for the node that leads the most streams."""
+        [(leader, _)] = Counter(self.leaders().values()).most_common(1)
+        self.nodes[leader].kill()
+
+    def kill(self) -> None:
+        """SIGKILL for all nodes."""
+        for node in self.nodes.values():
+            node.kill()
+
+    def pause(self) -> None:
+        """SIGSTOP for all nodes."""
+        for node in self.nodes.values():
+            node.pause()
+
+    def resume(self) -> None:
+        """SIGCONT for all nodes."""
+        for node in self.nodes.values():
+            node.resume()
+
+    def _ask(self, name: str, what: str) -> Mapping[str, Any]:
+        """A node's answer to a monitoring request; empty where there is none."""
+        try:
+            with _OPENER.open(f"http://{HOST}:{self._monitors[name]}/{what}", timeout=2) as answer:
+                told: dict[str, Any] = json.load(answer)
+        except (OSError, ValueError):
+            return {}
+        return told
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free at once: a cluster's nodes must name one another before they run."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [int(one.getsockname()[1]) for one in sockets]
