@@ -5,6 +5,9 @@
 ``embedded://[DIR]``  a NATS JetStream server of this machine's own, shared by the processes that name
                       the same folder (default: the user's data folder)
 ``nats://HOST…``      a NATS JetStream server or cluster (``tls://`` insists on TLS)
+``redis://HOST…``     Redis or Valkey (``rediss://`` with TLS), in the keys of npm assistant-stream
+``redis+sentinel://HOST…/SERVICE``
+                      the same, by Sentinel (``rediss+sentinel://`` with TLS)
 ====================  ==============================================================================
 
 Each adapter is imported when its scheme is asked for, so that a missing extra is an error of its users alone.
@@ -18,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from tailrace.errors import UnknownScheme
+from tailrace.errors import MissingExtra, UnknownScheme
 from tailrace.model import Limits
 
 if TYPE_CHECKING:
     from tailrace.jetstream.options import JetStreamOptions
+    from tailrace.redis.options import RedisOptions
     from tailrace.store import LogStore
 
 RETENTION_MARGIN = 3600.0  # seconds that the broker keeps records beyond what a stream may need them for
@@ -34,14 +38,15 @@ LEAST_MEMBER_RETENTION = 120.0  # seconds; a member beats five times a lease, an
 class StoreOptions:
     """What a store can be told. ``lease_ttl``: seconds of silence after which a process counts as lost; ``linger``:
     seconds that a tail outlives its last reader; ``request_timeout``: seconds that a new request waits for the broker;
-    ``jetstream``: how NATS is set up and reached (its times are computed here); ``sync_always``: the embedded server
-    writes to the disk before every acknowledgement."""
+    ``jetstream`` and ``redis``: how NATS and Redis are set up and reached (their times are computed here);
+    ``sync_always``: the embedded server writes to the disk before every acknowledgement."""
 
     limits: Limits = field(default_factory=Limits)
     lease_ttl: float = 10.0
     linger: float = 5.0
     request_timeout: float = 10.0
     jetstream: JetStreamOptions | None = None
+    redis: RedisOptions | None = None
     sync_always: bool = False
 
 
@@ -125,6 +130,41 @@ async def _open_jetstream(
         raise
 
 
+async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
+    try:
+        from tailrace.redis import RedisOptions, open_redis
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise MissingExtra("redis:// needs the package redis", hint="pip install 'tailrace[redis]'") from None
+    from tailrace.members import Membership
+    from tailrace.store import LogStore
+
+    limits = options.limits
+    chosen = replace(
+        options.redis or RedisOptions(),
+        retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,
+        ack_wait=3 * options.lease_ttl,
+        member_retention=max(LEAST_MEMBER_RETENTION, options.lease_ttl),
+    )
+    broker = await open_redis(url, chosen)
+    store = LogStore(
+        broker.log,
+        Membership(broker.beats, options.lease_ttl),
+        broker.runs,
+        limits,
+        broker.capabilities,
+        linger=options.linger,
+        request_timeout=options.request_timeout,
+        on_close=broker.close,
+    )
+    try:
+        return await store.start()
+    except BaseException:
+        await store.aclose()
+        raise
+
+
 def _without_secrets(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
@@ -135,4 +175,8 @@ _OPENERS: dict[str, Callable[[str, str, StoreOptions], Awaitable[LogStore]]] = {
     "embedded": _embedded,
     "nats": _nats,
     "tls": _nats,
+    "redis": _redis,
+    "rediss": _redis,
+    "redis+sentinel": _redis,
+    "rediss+sentinel": _redis,
 }

@@ -33,6 +33,7 @@ class Capabilities:
     shared: bool  # other processes see the same streams
     durable: bool  # acked chunks survive a kill of the broker
     runs: bool = True  # has a run queue
+    exclusive: bool = True  # nobody but Tailrace writes its streams; where others may, they are not fenced
 
 
 class Reader(Protocol):

@@ -133,9 +133,10 @@ def takeover_of(
 
 
 def ends_when_lost(state: State) -> bool:
-    """Whether a reader's process may end this stream when its owner is lost; a run that others continue it may not."""
+    """Whether a reader's process may end this stream when its owner is lost; a run that others continue it may not,
+    nor a stream whose owner is no member (another program's)."""
     run = state.claim.run if state.claim else None
-    return state.phase is Phase.LIVE and (run is None or run.policy == "fail")
+    return state.phase is Phase.LIVE and bool(state.owner) and (run is None or run.policy == "fail")
 
 
 def newer_sign_of_life(judged: State, state: State) -> bool:

@@ -1,0 +1,74 @@
+"""What servers and the client library report, as errors of ours: each names what, where and how to mend it. Pure."""
+
+from __future__ import annotations
+
+import ssl
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
+
+from tailrace.errors import (
+    BrokerError,
+    BrokerFailed,
+    BrokerRefused,
+    BrokerUnavailable,
+    BrokerUnsuitable,
+    StorageFull,
+    TailraceError,
+)
+
+_LATER = ("MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED", "NOREPLICAS", "BUSY Redis", "FAILOVER")
+_REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username-password", "Authentication required", "AUTH <password>")
+
+
+def of(error: RedisError, where: str) -> TailraceError:
+    """The error that an answer of the server is."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "OOM command" in text or "used memory >" in text:
+        return StorageFull(
+            f"Redis at {where} is full: {text}", hint="Raise maxmemory, or wait until streams expire, or delete some."
+        )
+    if isinstance(error, ReadOnlyError) or "read only replica" in text:
+        return BrokerUnavailable(f"Redis at {where} is a read-only replica now")
+    if isinstance(error, BusyLoadingError) or any(words in text for words in _LATER):
+        return BrokerUnavailable(f"Redis at {where} is not ready: {text}")
+    if isinstance(error, NoPermissionError) or "no permissions" in text:
+        return BrokerRefused(
+            f"Redis at {where} forbids what Tailrace needs: {text}", hint="Grant the user these commands and keys."
+        )
+    if is_login(error):
+        return BrokerRefused(f"Redis at {where} refused the login: {text}")
+    if "MISCONF" in text or "unable to persist" in text:
+        return BrokerFailed(f"Redis at {where} cannot write to its disk: {text}", hint="Mend the server's disk.")
+    return BrokerFailed(f"Redis at {where} failed: {text}", hint="The server's log says more.")
+
+
+def is_login(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, AuthenticationError) or any(words in text for words in _REFUSED)
+
+
+def connecting(error: BaseException, where: str) -> BrokerError:
+    """Why a connection could not be made."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return BrokerRefused(
+                f"TLS with Redis at {where} failed: {cause.reason or cause}",
+                hint="Check rediss:// against redis://, and tls_ca, tls_cert and tls_key.",
+            )
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, RedisError) and (is_login(error) or isinstance(error, NoPermissionError)):
+        return BrokerRefused(f"Redis at {where} refused the login: {error}")
+    text = str(error) or type(error).__name__
+    if "Protocol Error" in text or "Invalid Database" in text or "DB index" in text:
+        return BrokerUnsuitable(
+            f"What answers at {where} is no Redis that can be used: {text}", hint="Check host, port and database."
+        )
+    return BrokerUnavailable(f"Cannot reach Redis at {where}: {text}")

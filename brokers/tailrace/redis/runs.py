@@ -1,0 +1,175 @@
+"""`RunQueue` on Redis: one stream a handler with a consumer group, and the command itself beside its stream.
+
+Theory. A command is accepted when the hash of its stream id has none of its handler and now holds it; an entry in the
+handler's stream says that there is work. So a second submit finds the first, and an entry without its command is an
+acked one's. Entries are taken through the group; whoever falls silent for ``ack_wait`` loses them to ``XAUTOCLAIM``.
+
+Rules.
+
+- Only the consumer in whose hands an entry is can settle it: a worker that lost a command changes nothing.
+- A command that is put back gets a new entry at the end, with the next attempt's number. The delay is its worker's own
+  timer: should the worker die meanwhile, silence brings the command back.
+- A submit whose answer is lost is sent again: it is its own first, by the command's id.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tailrace.contracts import Command
+from tailrace.errors import BrokerFailed, BrokerUnavailable, RunTooLarge
+from tailrace.redis.commands import decode_command, encode_command
+from tailrace.redis.connection import Connection, Unanswered
+from tailrace.redis.names import Names
+from tailrace.redis.options import RedisOptions
+from tailrace.redis.scripts import Script
+
+GROUP = "workers"
+MAX_INPUT = 8 * 1024 * 1024
+_ATTEMPTS = 3
+_DEAD = 10_000  # dead letters that are kept, about
+
+_SUBMIT = Script("""
+local facts = redis.call('HGET', KEYS[1], 'm:' .. ARGV[1])
+if facts then return {facts, redis.call('HGET', KEYS[1], 'i:' .. ARGV[1])} end
+redis.call('HSET', KEYS[1], 'm:' .. ARGV[1], ARGV[3], 'i:' .. ARGV[1], ARGV[4])
+local clock = redis.call('TIME')
+local now = string.format('%.0f', tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000))
+redis.call('XADD', KEYS[2], '*', 'id', ARGV[2], 'command', ARGV[5], 'n', '1', 'at', now)
+return {}
+""")
+
+# KEYS: 1 the command's hash, 2 the handler's stream, 3 the dead letters. ARGV: 1 group, 2 consumer, 3 entry, 4 verb,
+# 5 handler, 6 command id, then what the verb needs
+_SETTLE = Script("""
+local held = redis.call('XPENDING', KEYS[2], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
+if #held == 0 then return 0 end
+if ARGV[4] == 'working' then
+  redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
+  return 1
+end
+redis.call('XACK', KEYS[2], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[2], ARGV[3])
+if ARGV[4] == 'retry' then
+  redis.call('XADD', KEYS[2], '*', 'id', ARGV[7], 'command', ARGV[6], 'n', ARGV[8], 'at', ARGV[9])
+  return 1
+end
+local facts = redis.call('HGET', KEYS[1], 'm:' .. ARGV[5])
+if ARGV[4] == 'bury' then
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*', 'id', ARGV[7], 'handler', ARGV[5], 'reason', ARGV[9],
+    'facts', facts or '', 'input', redis.call('HGET', KEYS[1], 'i:' .. ARGV[5]) or '')
+end
+local ok, value = pcall(cjson.decode, facts or '')
+if not ok or type(value) ~= 'table' or value.id == ARGV[6] then
+  redis.call('HDEL', KEYS[1], 'm:' .. ARGV[5], 'i:' .. ARGV[5])
+end
+return 1
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An entry in a consumer's hands: ``attempt`` counts from 1, ``submitted_ms`` is when the command was accepted."""
+
+    handler: str
+    entry: str
+    stream_id: str
+    command_id: str
+    attempt: int
+    submitted_ms: int
+    facts: bytes
+    input: bytes
+
+    def command(self) -> Command:
+        """Raises `RecordError`."""
+        return decode_command(self.stream_id, self.facts, self.input)
+
+
+class RedisRunQueue:
+    """Made by `open_redis`; see `tailrace.contracts.RunQueue` for what each call promises."""
+
+    kind = "redis"
+
+    def __init__(self, connection: Connection, names: Names, options: RedisOptions) -> None:
+        self.connection = connection
+        self.names = names
+        self.ack_wait = options.ack_wait
+
+    async def submit(self, command: Command) -> Command:
+        command = replace(command, id=command.id or secrets.token_hex(12))
+        facts, data = encode_command(command)
+        if (size := len(data)) > MAX_INPUT:
+            raise RunTooLarge(f"The run of {command.stream_id} has {size} bytes of input; the most is {MAX_INPUT}")
+        keys = (self.names.run(command.stream_id), self.names.runs(command.handler))
+        for _ in range(_ATTEMPTS):
+            try:
+                found = await self.connection.run(
+                    _SUBMIT, keys, command.handler, command.stream_id, facts, data, command.id
+                )
+            except Unanswered:
+                continue
+            return decode_command(command.stream_id, *found) if found else command
+        raise BrokerUnavailable(f"Redis at {self.connection} did not confirm the run of {command.stream_id}")
+
+    async def find(self, stream_id: str) -> Command | None:
+        flat = await self._ask("HGETALL", self.names.run(stream_id))
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        for name, facts in fields.items():
+            if name.startswith(b"m:"):
+                return decode_command(stream_id, facts, fields.get(b"i:" + name[2:], b""))
+        return None
+
+    async def cancel(self, member_id: str, stream_id: str) -> None:
+        key = self.names.cancels(member_id)
+        await self._ask("XADD", key, "MAXLEN", "~", 1000, "*", "id", stream_id)
+        await self._ask("PEXPIRE", key, 3600_000)
+
+    async def _ask(self, *arguments: Any) -> Any:
+        try:
+            return await self.connection.call(*arguments)
+        except Unanswered as error:
+            raise BrokerUnavailable(str(error)) from None
+
+    # --- for workers
+
+    async def ensure_group(self, handler: str) -> None:
+        """Make the handler's group. Raises `BrokerError`."""
+        try:
+            await self._ask("XGROUP", "CREATE", self.names.runs(handler), GROUP, "0", "MKSTREAM")
+        except BrokerFailed as error:
+            if "BUSYGROUP" not in error.message:
+                raise
+
+    async def load(self, handler: str, entry: str, fields: dict[bytes, bytes], deliveries: int) -> Taken | None:
+        """The command of an entry that was taken, or None where it was acked already."""
+        stream_id = fields.get(b"id", b"").decode("utf-8", "replace")
+        name = handler.encode()
+        facts, data = await self._ask("HMGET", self.names.run(stream_id), b"m:" + name, b"i:" + name)
+        attempt = int(fields.get(b"n", b"1")) + deliveries - 1
+        command_id = fields.get(b"command", b"").decode("utf-8", "replace")
+        at = int(fields.get(b"at", b"0"))
+        taken = Taken(handler, entry, stream_id, command_id, attempt, at, facts or b"", data or b"")
+        return taken if facts else None
+
+    async def settle(self, taken: Taken, consumer: str, verb: str, *arguments: Any) -> bool:
+        """Do ``verb`` (ack, working, retry, bury) with an entry; False where it is in other hands now."""
+        keys = (self.names.run(taken.stream_id), self.names.runs(taken.handler), self.names.dead)
+        given = (GROUP, consumer, taken.entry, verb, taken.handler, taken.command_id, *arguments)
+        try:
+            return bool(await self.connection.run(_SETTLE, keys, *given))
+        except Unanswered as error:
+            raise BrokerUnavailable(str(error)) from None
+
+    async def ack(self, taken: Taken, consumer: str) -> None:
+        await self.settle(taken, consumer, "ack")
+
+    async def working(self, taken: Taken, consumer: str) -> None:
+        await self.settle(taken, consumer, "working")
+
+    async def retry(self, taken: Taken, consumer: str) -> None:
+        await self.settle(taken, consumer, "retry", taken.stream_id, taken.attempt + 1, taken.submitted_ms)
+
+    async def bury(self, taken: Taken, consumer: str, reason: str) -> None:
+        await self.settle(taken, consumer, "bury", taken.stream_id, _DEAD, reason[:1000])

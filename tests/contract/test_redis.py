@@ -1,0 +1,82 @@
+"""Redis against the contract kit, in both layouts of npm's keys."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from tailrace.connect import StoreOptions, connect
+from tailrace.model import Limits
+from tailrace.redis import CAPABILITIES, RedisOptions
+from tailrace.store import LogStore
+from tailrace.testing import MakeStore, StoreContract
+from tailrace.testing.redis_server import RedisServer
+from tailrace.testing.resolve import container
+
+_prefixes = (f"kit{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if given := os.environ.get("TAILRACE_TEST_REDIS_URL"):
+        yield given
+        return
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def docker_url() -> Iterator[str]:
+    with container("redis") as url:
+        yield url
+
+
+class OnRedis(StoreContract):
+    """One server for all tests, and a prefix for each."""
+
+    capabilities = CAPABILITIES
+    layout = "0.3.44"
+
+    @pytest_asyncio.fixture
+    async def make_store(self, server_url: str) -> AsyncIterator[MakeStore]:  # type: ignore[override]
+        redis = RedisOptions(prefix=f"{next(_prefixes)}-{os.getpid()}", layout=self.layout)
+        stores: list[LogStore] = []
+
+        async def make(limits: Limits | None = None) -> LogStore:
+            options = StoreOptions(limits=limits or Limits(), lease_ttl=2.0, linger=0.0, redis=redis)
+            stores.append(await connect(server_url, options))
+            return stores[-1]
+
+        yield make
+        for store in stores:
+            await store.aclose()
+
+
+class TestRedis(OnRedis):
+    @pytest.fixture
+    def server_url(self, local_url: str) -> str:
+        return local_url
+
+
+class TestRedisInTheOldLayout(OnRedis):
+    layout = "0.3.15"
+
+    @pytest.fixture
+    def server_url(self, local_url: str) -> str:
+        return local_url
+
+
+@pytest.mark.docker
+class TestRedisInDocker(OnRedis):
+    """The image's own settings: no append-only file, and the store says so."""
+
+    capabilities = replace(CAPABILITIES, durable=False)
+
+    @pytest.fixture
+    def server_url(self, docker_url: str) -> str:
+        return docker_url
