@@ -39,31 +39,40 @@ _REASONS: Final[Mapping[str | None, FinishReason]] = MappingProxyType(
 )
 
 
-class _Call:
-    """A tool call at an index, whose name may still be missing."""
+class Call:
+    """A tool call of the model: ``name``, ``id`` and the text of its ``arguments``. ``writer`` is its part of the
+    answer, None as long as the name is missing."""
 
     def __init__(self, call_id: str | None) -> None:
-        self.id = call_id
-        self.waiting = ""
+        self.id = call_id or ""
+        self.name = ""
+        self.arguments = ""
         self.writer: ToolCallWriter | None = None
 
-    def feed(self, controller: AssistantStreamController, name: str | None, arguments: str | None) -> None:
-        self.waiting += arguments or ""
-        if self.writer is None:
-            if not name:
-                return
+    def feed(self, controller: AssistantStreamController, name: str | None, arguments: str) -> None:
+        self.arguments += arguments
+        if self.writer is not None:
+            if arguments:
+                self.writer.args.append(arguments)
+        elif name:
+            self.name = name
             self.writer = controller.add_tool_call_part(name, tool_call_id=self.id or None)
-        if self.waiting:
-            self.writer.args.append(self.waiting)
-            self.waiting = ""
+            self.id = self.writer.tool_call_id
+            if self.arguments:
+                self.writer.args.append(self.arguments)
 
 
 class Completion:
-    """Writes one completion with a controller: `feed` for each part of the stream, `finish` behind the last."""
+    """Writes one completion with a controller: `feed` for each part of the stream, `finish` behind the last.
+
+    In between, ``calls`` are the tool calls, in order. Whoever runs the tools responds through their writers.
+    """
 
     def __init__(self, controller: AssistantStreamController) -> None:
         self._controller = controller
-        self._calls: dict[int, _Call] = {}
+        self.calls: list[Call] = []
+        self.text = ""
+        self._at: dict[int, Call] = {}
         self._said: tuple[str, TextWriter] | None = None
         self._started = False
         self._reason: str | None = None
@@ -99,6 +108,8 @@ class Completion:
             controller = self._controller
             self._said = kind, controller.add_text_part() if kind == "text" else controller.add_reasoning_part()
         self._said[1].append(text)
+        if kind == "text":
+            self.text += text
 
     def _close_text(self) -> None:
         if self._said is not None:
@@ -108,21 +119,23 @@ class Completion:
     def _call(self, piece: Any) -> None:
         self._close_text()
         index = getattr(piece, "index", None) or 0
-        call = self._calls.get(index)
+        call = self._at.get(index)
         if call is None or (piece.id and call.id and piece.id != call.id):
             if call is not None and call.writer is not None:
-                call.writer.close()
-            call = self._calls[index] = _Call(piece.id)
-        call.id = call.id or piece.id
+                call.writer.args.close()
+            call = self._at[index] = Call(piece.id)
+            self.calls.append(call)
+        call.id = call.id or piece.id or ""
         function = piece.function
-        call.feed(self._controller, getattr(function, "name", None), getattr(function, "arguments", None))
+        call.feed(self._controller, getattr(function, "name", None), getattr(function, "arguments", None) or "")
 
-    def finish(self) -> None:
-        """The end of the stream. All parts are closed before the step and the message are."""
+    def finish(self, *, message: bool = True) -> None:
+        """The end of the stream, and of the step: all parts are closed before. ``message``: the message ends, too."""
         self._close_text()
-        for call in self._calls.values():
+        for call in self.calls:
             if call.writer is not None:
                 call.writer.close()
         reason = _REASONS.get(self._reason, "other")
-        self._controller.enqueue(StepFinishChunk(reason, self._usage))
-        self._controller.enqueue(MessageFinishChunk(reason, self._usage))
+        self._controller.enqueue(StepFinishChunk(reason, self._usage, is_continued=not message))
+        if message:
+            self._controller.enqueue(MessageFinishChunk(reason, self._usage))
