@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tailrace.commands import about, convert, demo, inspect, manage, output, run, serve, streams
+from tailrace.commands import about, convert, demo, inspect, kafka, manage, output, run, serve, streams
 from tailrace.errors import TailraceError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ for _command in (
     *(about.settings, about.version),
 ):
     app.command()(_command)
+app.add_typer(kafka.app)
 
 # typer carries its own copy of click, or uses click itself, by version: what it raises for a wrong call is found here
 _WRONG_CALL: type[Exception] = next(
