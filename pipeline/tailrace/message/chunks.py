@@ -148,7 +148,7 @@ class _Chunk(JsonObject):
 
     def with_path(self, path: Path) -> Self:
         """The same chunk at another path, its key order kept."""
-        new = self._copy()
+        new = self.copy()
         assign(new, "path", path)
         return new
 

@@ -200,7 +200,7 @@ class AssistantStreamController:
     def _owned(self, init: PartInit) -> PartInit:
         if not self._parent_id:
             return init
-        owned = init._copy()
+        owned = init.copy()
         owned.parent_id = self._parent_id
         return owned
 

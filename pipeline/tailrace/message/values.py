@@ -84,7 +84,8 @@ class JsonObject:
         if list(value) != [name for name in self.json_keys if name in value]:
             assign(self, "source", value)
 
-    def _copy(self) -> Self:
+    def copy(self) -> Self:
+        """Another object with the same values, for one that differs in some."""
         new = object.__new__(type(self))
         for attribute in self.json_keys.values():
             assign(new, attribute, getattr(self, attribute))
