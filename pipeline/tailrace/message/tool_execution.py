@@ -23,11 +23,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from inspect import isawaitable, iscoroutine
+from typing import Any, Final, TypeAlias, TypeVar
 
 from tailrace.message.chunks import (
     Chunk,
@@ -50,6 +50,8 @@ from tailrace.wire.errors import InvalidJson, JsonTooDeep
 from tailrace.wire.jsjson import parse, stringify
 
 AHEAD: Final = 64
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class ToolExecutionStream:
                     await answer.woken.wait()
         finally:
             answer.end(cancel=not complete)
+            source.add_done_callback(drop)
             if source.cancel():
                 await asyncio.wait((source,))
 
@@ -222,7 +225,7 @@ class _Answer:
             return
         watching = self.stream.stream_call(call.reader, call.init)
         if isawaitable(watching):
-            task = asyncio.create_task(_watched(watching, call.init.tool_name))
+            task = begin(_watched(watching, call.init.tool_name), watching)
             self.watching.add(task)
             task.add_done_callback(self.watching.discard)
 
@@ -237,7 +240,7 @@ class _Answer:
         if response is None:
             return
         self._tell("on_execution_start", init)
-        task = call.task = asyncio.create_task(self._answered(index, call, response))
+        task = call.task = begin(self._answered(index, call, response), response)
         self.running.add(task)
         task.add_done_callback(partial(self._executed, index, call))
 
@@ -271,6 +274,20 @@ class _Answer:
                 listener(init.tool_call_id, init.tool_name)
         except Exception:  # noqa: BLE001 - a listener only listens
             _log.exception("the %s callback of a tool execution failed", name)
+
+
+def begin(work: Coroutine[Any, Any, T], given: object) -> asyncio.Task[T]:
+    """A task for ``work``, which awaits ``given``. One that is cancelled before its first step never gets to that."""
+    task = asyncio.create_task(work)
+    if iscoroutine(given):
+        task.add_done_callback(lambda _: given.close())
+    return task
+
+
+def drop(task: asyncio.Task[Any]) -> None:
+    """A callback for a task whose outcome is nobody's any more: asyncio would log what it raised."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _arguments(text: str) -> Json:

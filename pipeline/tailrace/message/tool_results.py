@@ -27,7 +27,7 @@ from tailrace.message.controller import describe
 from tailrace.message.errors import InvalidToolArgs
 from tailrace.message.message import Message, Part, ToolCallPart
 from tailrace.message.tool_call import NO_RESULT, ToolResponse
-from tailrace.message.tool_execution import Listener, ToolCall, ToolExecutionStream
+from tailrace.message.tool_execution import Listener, ToolCall, ToolExecutionStream, begin, drop
 from tailrace.message.tool_reader import ToolCallReader
 from tailrace.message.tool_schema import adapter_of
 from tailrace.message.tools import Execute, Human, Tool, ToolContext, ToolOutput
@@ -84,7 +84,7 @@ async def run_pending_tools(
             call = ToolCall(part.tool_call_id, part.tool_name, part.args)
             response = respond(tools.get(part.tool_name), call, aborted, human)
             if response is not None:
-                running[part.tool_call_id] = asyncio.create_task(_caught(response))
+                running[part.tool_call_id] = begin(_caught(response), response)
     if not running:
         return message
     try:
@@ -124,7 +124,7 @@ async def _respond(tool: Tool, execute: Execute, call: ToolCall, context: ToolCo
     finally:
         aborted.cancel()
         running.cancel()
-        running.add_done_callback(_drop)
+        running.add_done_callback(drop)
 
 
 async def _run(tool: Tool, execute: Execute, args: Any, call: ToolCall, context: ToolContext) -> ToolResponse:
@@ -172,12 +172,6 @@ def plain(value: Any) -> Json:
     from pydantic_core import to_jsonable_python
 
     return to_jsonable_python(value)
-
-
-def _drop(task: asyncio.Task[Any]) -> None:
-    """What a cancelled tool still raises is nobody's: asyncio would log it."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def _value(value: Any) -> Any:

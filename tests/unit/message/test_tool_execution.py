@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -424,6 +425,22 @@ async def test_a_reader_that_leaves_ends_what_runs_and_the_source() -> None:
                     break
         assert closed.is_set()
         await forever.cancelled.wait()
+
+
+async def test_a_reader_that_leaves_at_once_leaves_nothing_behind() -> None:
+    forever = Forever()
+
+    async def chunks() -> AsyncIterator[Chunk]:
+        for chunk in call("forever", "{}"):
+            yield chunk
+        raise OSError("for nobody")
+
+    async with aclosing(tool_result_stream(chunks(), {"forever": forever.tool})) as answer:
+        await anext(answer)
+    del answer
+    await turns()
+    gc.collect()  # would tell of a coroutine that was never awaited, and of an exception that was never retrieved
+    assert not forever.started.is_set()
 
 
 async def test_an_abort_ends_a_tool_that_does_not_listen() -> None:
