@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from tailrace.commit import insist
+from tailrace.decide import begins_a_life
 from tailrace.errors import BrokerUnavailable, InvalidStreamId, RecordError, TailraceError
 from tailrace.fold import State, fold
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation, validate_stream_id
-from tailrace.records import Kind, Record, Stored
+from tailrace.records import Record, Stored
 from tailrace.redis.connection import Connection, Unanswered
 from tailrace.redis.listening import Channel, Listener
 from tailrace.redis.names import Names
@@ -90,8 +91,9 @@ class RedisLog:
 
     async def append(self, record: Record, expected: int) -> int:
         names, stream_id = self._names, record.stream_id
-        ttl = record.claim.ttl if record.kind is Kind.CLAIM and record.claim is not None else 0.0
-        token = names.token(record.incarnation) if record.kind is Kind.CLAIM else ""
+        ttl, token = 0.0, ""
+        if begins_a_life(record) and record.claim is not None:
+            ttl, token = record.claim.ttl, names.token(record.incarnation)
         entries, head, facts = fields_of(record)
         flat: list[Any] = []
         for fields in entries:

@@ -183,8 +183,8 @@ end
 return {view(), entries}
 """
 
-# ARGV: 5 the claims' key, 6 the expected position, 7 kind, 8 incarnation, 9 how npm's meta begins, 10 time to
-# live in ms, 11 token, 12 the record's head, 13 its facts, then for each entry the number of its fields and values, and these
+# ARGV: 5 the claims' key, 6 the expected position, 7 kind, 8 incarnation, 9 how npm's meta begins, 10 time to live in
+# ms, 11 token, 12 the record's head, 13 its facts; then each entry: the number of its fields and values, and these
 _APPEND = """
 local kind = ARGV[7]
 if ARGV[6] ~= at or (kind ~= 'claim' and ARGV[8] ~= h.inc) then return {string.format('%.0f', now), ''} end

@@ -17,16 +17,16 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from tailrace import foreign
+from tailrace.decide import ends_a_life
 from tailrace.errors import CorruptRecord
 from tailrace.fold import State, fold
-from tailrace.model import Claim, Ending, Incarnation, Status
-from tailrace.records import HEADER, ID, META, SIZES, Kind, Record, Stored, decode, encode
+from tailrace.model import Incarnation, Status
+from tailrace.records import HEADER, ID, META, SIZES, Record, Stored, decode, encode
 
 Entry = tuple[int, dict[bytes, bytes]]  # position, fields
 SEQUENCE_BITS = 24
 ERRORED = "Stream errored"
-_AGE = 1e9  # seconds: a stream that npm's processes write is not ours to end
-_ENDS = (Kind.CLAIM, Kind.FINISH, Kind.TAKEOVER)
 
 
 class View(NamedTuple):
@@ -120,7 +120,7 @@ def fields_of(record: Record) -> tuple[list[list[bytes]], str, str]:
         parts = [[b"c", chunk, b"p", b"1"] for chunk in others]
         count = [b"n", str(len(record.chunks)).encode()] if others else []
         return [*parts, [b"c", last, *own, *count]], head, facts
-    if record.ending is not None and record.kind in _ENDS:
+    if record.ending is not None and not ends_a_life(record):
         if record.ending.status is Status.DONE:
             own = [b"fin", b"done", *own]
         else:
@@ -185,7 +185,7 @@ def translate(
             state = fold(state, stored)[0]
 
     if view.gone > after:
-        add(view.gone, _gone(stream_id, view, state if after else None, whole=not after))
+        add(view.gone, _gone(stream_id, view, state))
     if view.incarnation is None:
         return found, state
     if view.adopted and view.claimed > after:
@@ -199,45 +199,36 @@ def translate(
         else:
             if state is None:
                 raise NeedsWhole
-            add(position, _foreign(stream_id, position, fields, state, view.incarnation))
+            add(position, _npm(stream_id, position, fields, state, view.incarnation))
     return found, state
 
 
-def _gone(stream_id: str, view: View, state: State | None, *, whole: bool) -> Record:
-    """The end of the life before: the record that one of ours wrote, or what is to be made of a life that went without
-    one. An expiry must name what its reader has read; where that is not known, the life is told as deleted."""
+def _gone(stream_id: str, view: View, state: State | None) -> Record:
+    """The end of the life before: the record that one of ours wrote, or what is made of a life that went without."""
     if view.gone_head:
         return record_of(stream_id, view.gone_head, view.gone_facts, [])
-    life = Incarnation.parse(view.gone_incarnation)
-    kind = Kind(view.gone_kind)
-    claim = None
+    life, known = Incarnation.parse(view.gone_incarnation), None
     if view.gone_facts:
-        claim = record_of(stream_id, f"1;claim;{life};1;0;0;-".encode(), view.gone_facts, []).claim
-    epoch, entries, octets, ending = 1, 0, 0, None
-    if state is not None and state.incarnation == life:
-        epoch, entries, octets, ending = state.epoch, state.entries, state.bytes, state.ending
-    elif not whole:
-        kind = Kind.TOMBSTONE
-    return Record(kind, stream_id, life, epoch, entries, octets, f"gone{view.gone}", claim=claim, ending=ending)
+        known = record_of(stream_id, f"1;claim;{life};1;0;0;-".encode(), view.gone_facts, []).claim
+    if state is not None and state.incarnation not in (None, life):
+        state = None
+    return foreign.gone(state, stream_id, life, f"gone{view.gone}", known, expired=view.gone_kind == "expiry")
 
 
 def _claim(stream_id: str, view: View) -> Record:
-    """The claim of an adopted life. It has no owner among the members: nobody here judges who is alive in npm."""
     assert view.incarnation is not None
-    claim = Claim("", view.ttl, _AGE)
-    return Record(Kind.CLAIM, stream_id, view.incarnation, 1, 0, 0, f"npm{view.claimed}", claim=claim)
+    return foreign.claim(stream_id, view.incarnation, f"npm{view.claimed}", view.ttl)
 
 
-def _foreign(stream_id: str, position: int, fields: dict[bytes, bytes], state: State, life: Incarnation) -> Record:
+def _npm(stream_id: str, position: int, fields: dict[bytes, bytes], state: State, life: Incarnation) -> Record:
     nonce = f"npm{position}"
-    at = (life, max(1, state.epoch), state.entries, state.bytes)
-    if b"fin" not in fields:  # npm skips an entry that has no chunk either; here it takes its place, and adds nothing
-        chunks = (fields[b"c"],) if b"c" in fields else ()
-        return Record(Kind.CHUNKS, stream_id, *at, nonce, chunks)
-    ending = Ending(Status.DONE)
-    if fields[b"fin"] != b"done":
-        ending = Ending(Status.ERROR, "error", fields.get(b"error", ERRORED.encode()).decode("utf-8", "replace"))
-    return Record(Kind.FINISH, stream_id, *at, nonce, ending=ending)
+    if b"fin" not in fields:  # npm skips an entry that has no chunk either
+        return foreign.chunks(state, stream_id, life, nonce, (fields[b"c"],) if b"c" in fields else ())
+    if fields[b"fin"] == b"done":
+        return foreign.finish(state, stream_id, life, nonce, None)
+    return foreign.finish(
+        state, stream_id, life, nonce, fields.get(b"error", ERRORED.encode()).decode("utf-8", "replace")
+    )
 
 
 def last_record(stream_id: str, view: View, entries: list[Entry]) -> Stored | None:
@@ -245,15 +236,12 @@ def last_record(stream_id: str, view: View, entries: list[Entry]) -> Stored | No
     if view.incarnation is None:
         if not view.gone:
             return None
-        return Stored(view.gone, -1, time_of(view.gone), _gone(stream_id, view, None, whole=True))
+        return Stored(view.gone, -1, time_of(view.gone), _gone(stream_id, view, State()))
     if not entries:
         return Stored(view.position, -1, time_of(view.position), _claim(stream_id, view))
-    assembler, record = Assembler(stream_id), None
+    assembler, record, life = Assembler(stream_id), None, view.incarnation
     for position, fields in entries:
-        if own(fields):
-            record = assembler.take(fields)
-        else:
-            record = _foreign(stream_id, position, fields, State(), view.incarnation)
+        record = assembler.take(fields) if own(fields) else _npm(stream_id, position, fields, State(), life)
     if record is None:
         raise CorruptRecord(f"The last entry of {stream_id} is a part of a record")
     return Stored(view.position, -1, time_of(view.position), record)
