@@ -32,6 +32,8 @@ from tailrace.errors import (
 from tailrace.model import Acquisition, Ending, Lease, Mark, Offset, Status
 from tailrace.store import LogStore
 from tailrace.testing.faults import FaultPlan, FaultyLog
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, MemoryWorld, World, replay
 
@@ -45,11 +47,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "jetstream"])
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "jetstream", "kafka"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     made: World = MemoryWorld()
     if request.param == "jetstream":
         made = JetStreamWorld(request.getfixturevalue("server").url)
+    if request.param == "kafka":
+        made = KafkaWorld(request.getfixturevalue("kafka").url)
     yield made
     async with asyncio.timeout(PATIENCE):
         await made.close()
@@ -251,8 +261,7 @@ async def test_no_byte_is_lost_repeated_or_spliced(world: World, unique: str, se
         for store in (producer, consumer):
             assert isinstance(store.log, FaultyLog)
             await store.log.landed()
-            while store._tasks:
-                await asyncio.wait(tuple(store._tasks))
+            await store._tasks.idle()
     check_idle(producer, consumer)
 
 
@@ -580,9 +589,16 @@ async def test_a_broker_away_for_three_lease_times_ends_no_answer(world: World, 
 
 
 @pytest.mark.parametrize("how", ["paused", "killed"])
-async def test_a_server_away_for_three_lease_times_ends_no_answer(tmp_path: Path, unique: str, how: str) -> None:
-    with NatsServer(tmp_path / "nats") as server:
-        world = JetStreamWorld(server.url, lease_ttl=1.0)
+@pytest.mark.parametrize(("kind", "world_of"), [(NatsServer, JetStreamWorld), (KafkaServer, KafkaWorld)])
+async def test_a_server_away_for_three_lease_times_ends_no_answer(
+    tmp_path: Path,
+    kind: type[NatsServer] | type[KafkaServer],
+    world_of: type[JetStreamWorld] | type[KafkaWorld],
+    how: str,
+) -> None:
+    unique = f"away.{how}"
+    with kind(tmp_path / "broker") as server:
+        world = world_of(server.url, lease_ttl=1.0)
         answers = await live_answers(world, unique, [None, None])
         if how == "paused":
             server.pause()

@@ -1,5 +1,5 @@
-"""A store against a model of a few lines: whatever three processes do to two streams, memory and a real nats-server
-give what the model says.
+"""A store against a model of a few lines: whatever three processes do to two streams, memory, a real nats-server,
+a real Kafka broker and a real Redis give what the model says.
 
 Each machine has an event loop of its own. Processes crash without a word; leases, cursors and endings of all lives are
 tried again at any time.
@@ -32,7 +32,12 @@ from tailrace.errors import (
 )
 from tailrace.memory import MemoryLog
 from tailrace.model import Ending, Incarnation, Lease, Mark, Offset, Role, Status
+from tailrace.redis import RedisOptions
 from tailrace.store import LogStore
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.redis_server import RedisServer
+from tailrace.testing.redis_world import RedisWorld
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, MemoryWorld, World, replay
 
@@ -423,6 +428,12 @@ def check(
 
 
 @pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     with NatsServer(Path(tmp_path_factory.mktemp("nats"))) as server:
         yield server
@@ -442,6 +453,34 @@ def test_jetstream_does_what_the_model_says_at_first_sight(server: NatsServer) -
 def test_jetstream_does_what_the_model_says(server: NatsServer) -> None:
     # in small passes: it ends with the pass in which every rule has run often enough
     check(lambda: JetStreamWorld(server.url, lease_ttl=600), max(20, settings().max_examples // 5))
+
+
+def test_kafka_does_what_the_model_says_at_first_sight(kafka: KafkaServer) -> None:
+    check(lambda: KafkaWorld(kafka.url, lease_ttl=600), 6, floors={})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kafka_does_what_the_model_says(kafka: KafkaServer) -> None:
+    check(lambda: KafkaWorld(kafka.url, lease_ttl=600), max(20, settings().max_examples // 5))
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(Path(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+def test_redis_does_what_the_model_says_at_first_sight(redis: RedisServer) -> None:
+    check(lambda: RedisWorld(redis.url, lease_ttl=600), 6, floors={})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", ["0.3.44", "0.3.15"])
+def test_redis_does_what_the_model_says(redis: RedisServer, layout: str) -> None:
+    options = RedisOptions(prefix=layout, layout=layout)
+    check(lambda: RedisWorld(redis.url, lease_ttl=600, options=options), max(20, settings().max_examples // 5))
 
 
 def test_the_model_notices_a_wrong_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,21 @@ class World(Protocol):
         """Close every store, and the rest."""
 
 
-class _World:
+class Closing(Protocol):
+    """A broker's connection."""
+
+    async def close(self) -> None: ...
+
+
+class WorldOfStores:
+    """What the worlds share. `store` makes its store by `_start`."""
+
     def __init__(self, lease_ttl: float) -> None:
         self.lease_ttl = lease_ttl
         self.stores: list[LogStore] = []
 
     async def _start(
-        self, log: Log, beats: Beats, runs: RunQueue, limits: Limits | None, broker: JetStream | None
+        self, log: Log, beats: Beats, runs: RunQueue, limits: Limits | None, broker: Closing | None
     ) -> LogStore:
         store = LogStore(
             log,
@@ -67,7 +75,7 @@ class _World:
             await store.aclose()
 
 
-class MemoryWorld(_World):
+class MemoryWorld(WorldOfStores):
     """Stores that share a `MemoryBroker`."""
 
     def __init__(self, lease_ttl: float = 0.5) -> None:
@@ -84,7 +92,7 @@ class MemoryWorld(_World):
         return await MemoryLog(self.broker).read(stream_id)
 
 
-class JetStreamWorld(_World):
+class JetStreamWorld(WorldOfStores):
     """Stores on the nats-server at ``url``. Ids must be the test's own: the server may serve others."""
 
     def __init__(self, url: str, lease_ttl: float = 0.5, options: JetStreamOptions | None = None) -> None:
