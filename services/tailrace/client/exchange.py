@@ -5,8 +5,8 @@ an `Ask`, or lets a `Pause` pass. What comes of it, it reports: `answered` with 
 body, `broke` where there is none. All decisions are made here and in the two kinds of exchange, `Call` and
 `tailrace.client.following.Following`; drivers only translate.
 
-Rules. What cannot be answered now (429, 502, 503, 504, no connection) is asked again after a pause, until patience is
-over: then the last reason is raised. A pause is what ``Retry-After`` asks for, and a random part of a bound that
+Rules. What cannot be answered now (408, 429, 502, 503, 504, no connection) is asked again after a pause, until patience
+is over: then the last reason is raised. A pause is what ``Retry-After`` asks for, and a random part of a bound that
 doubles with every failure, so that those who lost the same gateway do not all come back at once. A pause that
 ``Retry-After`` makes longer than patience is not begun.
 """
@@ -22,7 +22,7 @@ from tailrace.client.errors import Unreachable
 from tailrace.client.problems import problem, retry_after
 from tailrace.errors import TailraceError
 
-RETRIED = frozenset({429, 502, 503, 504})
+RETRIED = frozenset({408, 429, 502, 503, 504})
 _MOST_DOUBLED = 16
 
 

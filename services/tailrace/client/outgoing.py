@@ -42,11 +42,8 @@ class Setup:
         notice: Notice,
     ) -> None:
         self.patience, self.notice = patience, notice
-        self._gateway = gateway
-        self._common: dict[str, Any] = {"timeout": timeout}
-        if auth is not None:
-            self._common["auth"] = auth
-        self._headers = {**(headers or {}), **IDENTITY}
+        self._gateway, self._timeout, self._auth = gateway, timeout, auth
+        self._headers = httpx.Headers({**httpx.Headers(headers), **IDENTITY})
         if isinstance(gateway, str):
             self.base()
 
@@ -63,25 +60,28 @@ class Setup:
 
     def arguments(self, ask: Ask) -> dict[str, Any]:
         """The arguments of httpx's ``build_request`` for ``ask``."""
-        json_type = {"content-type": "application/json"} if ask.content is not None else {}
+        headers = self._headers.copy()
+        if ask.content is not None:
+            headers["content-type"] = "application/json"
         return {
             "method": ask.method,
             "url": self.base() + ask.path,
             "params": dict(ask.params) or None,
             "content": ask.content,
-            "headers": {**self._headers, **json_type},
-            "timeout": self._common["timeout"],
+            "headers": headers,
+            "timeout": self._timeout,
         }
 
     @property
     def sending(self) -> dict[str, Any]:
         """The arguments of httpx's ``send``. A redirect is an answer that no gateway gives."""
-        auth = {"auth": self._common["auth"]} if "auth" in self._common else {}
+        auth = {"auth": self._auth} if self._auth is not None else {}
         return {"stream": True, "follow_redirects": False, **auth}
 
     def lost(self, error: Exception) -> str:
-        """An attempt's failure in words."""
-        return f"No answer from {self.base()}: {error or type(error).__name__}"
+        """An attempt's failure in words, without a password of the URL."""
+        shown = httpx.URL(self.base()).copy_with(username=None, password=None)
+        return f"No answer from {shown}: {error or type(error).__name__}"
 
     # ── the exchanges ──
 
