@@ -32,7 +32,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -277,14 +276,6 @@ def test_the_readme_names_every_command_and_no_other() -> None:
     listed = set(re.findall(r"^\| `tailrace ([a-z]+)` \|", text, re.MULTILINE))
     assert listed == commands()
     assert named | used <= commands()
-
-
-async def test_the_handler_of_the_page_on_handlers_works() -> None:
-    found = blocks((ROOT / "docs" / "handlers.md").read_text(encoding="utf-8"))
-    assert [block.info for block in found] == ["python", "python"]
-    names: dict[str, Any] = {"__name__": "page"}
-    exec("\n".join(block.text for block in found), names)
-    await names["test_it_counts"]()
 
 
 async def test_the_page_on_http_has_every_route() -> None:
