@@ -14,28 +14,20 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from tailrace import decide
 from tailrace.collecting import Collector
 from tailrace.commit import Moved, Rewound, backoff, commit, insist, new_nonce
 from tailrace.contracts import Capabilities, Reader, RunQueue
-from tailrace.errors import (
-    BrokerUnavailable,
-    LeaseRequired,
-    StreamFinalized,
-    StreamSuperseded,
-    TailraceError,
-    TooManyStreams,
-    TtlTooLong,
-)
+from tailrace.errors import LeaseRequired, StreamFinalized, StreamSuperseded, TooManyStreams, TtlTooLong
 from tailrace.fold import State, fold
 from tailrace.log import Log
+from tailrace.lost import Coroner
 from tailrace.members import Membership, QuietStreams
 from tailrace.model import (
     Acquisition,
@@ -54,10 +46,8 @@ from tailrace.model import (
 from tailrace.records import Record, Stored
 from tailrace.sealing import Sealer
 from tailrace.tails import Tails
+from tailrace.tasks import Tasks
 from tailrace.writer import Writer
-
-logger = logging.getLogger("tailrace.store")
-T = TypeVar("T")
 
 MOST_FENCED = 1024  # superseded leases that are remembered
 
@@ -86,17 +76,18 @@ class LogStore:
         self._timeout = request_timeout
         self._writers: dict[str, Writer] = {}
         self._leases: dict[str, Lease] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._fenced: dict[str, Lease] = {}
-        self._ending: set[str] = set()
         self._due: dict[str, asyncio.Task[State]] = {}
         self._quiet = QuietStreams()
         self._closed = False
-        self.sealer = Sealer(log, self._spawn)
-        self._collector = Collector(log, self._current, self._spawn)
-        self.tails = Tails(log, limits, self.sealer, self._overdue, self._spawn, linger)
+        self._tasks = Tasks(request_timeout)
+        self._bounded, spawn = self._tasks.bounded, self._tasks.spawn
+        self.sealer = Sealer(log, spawn)
+        self._collector = Collector(log, self._current, spawn)
+        self.tails = Tails(log, limits, self.sealer, self._overdue, spawn, linger)
+        self._coroner = Coroner(log, membership, self.tails, self.sealer, self._act, spawn)
         membership.quiet = self._quiet
-        membership.on_tick = self._tick
+        membership.on_tick = self._coroner.look
         membership.on_quiet = self.tails.check
         membership.on_missed = self.tails.doubt
 
@@ -287,8 +278,7 @@ class LogStore:
         state = self.tails.state(stream_id)
         if state is None:
             state = await self._bounded(self._current(stream_id))
-        if self._is_lost(state):  # nobody may be reading it: then this is who notices
-            self._suspect(stream_id, state)
+        self._coroner.judge(stream_id, state)  # nobody may be reading it: then this is who notices
         info = decide.info(state, stream_id)
         if info.status not in (Status.MISSING, Status.EXPIRED):
             return info
@@ -317,7 +307,7 @@ class LogStore:
         record = await self._bounded(self._act(stream_id, decision))
         if record is None:
             return False
-        self._spawn(self.sealer.drop(stream_id, record.incarnation))
+        self._tasks.spawn(self.sealer.drop(stream_id, record.incarnation))
         return True
 
     async def takeover(self, stream_id: str, lost_epoch: int, ending: Ending | None = None) -> Lease | None:
@@ -388,89 +378,21 @@ class LogStore:
         """A tail's time has passed: write what is due, once however many ask."""
         task = self._due.get(stream_id)
         if task is None:
-            task = self._due[stream_id] = self._spawn(insist(partial(self._current, stream_id)))
+            task = self._due[stream_id] = self._tasks.spawn(insist(partial(self._current, stream_id)))
             task.add_done_callback(lambda _: self._due.pop(stream_id, None))
         return task
 
-    def _tick(self) -> None:
-        """An own heartbeat came back: who is lost, and which of the followed streams does that end?"""
-        for tail in self.tails.live():
-            if self._is_lost(tail.state):
-                self._suspect(tail.stream_id, tail.state)
-
-    def _is_lost(self, state: State) -> bool:
-        return decide.ends_when_lost(state) and state.owner is not None and self._members.is_lost(state.owner)
-
-    def _suspect(self, stream_id: str, state: State) -> None:
-        if stream_id not in self._ending and state.owner is not None:
-            self._ending.add(stream_id)
-            self._spawn(self._end_lost(stream_id, state.owner, state))
-
-    async def _end_lost(self, stream_id: str, owner: str, judged: State) -> None:
-        """End a stream whose owner is lost, unless a newer record of the owner withdraws the judgement."""
-        nonce = new_nonce()
-
-        def decision(state: State) -> Record | None:
-            if decide.newer_sign_of_life(judged, state):
-                self._members.withdraw(owner, self.log.now_ms())
-                self.tails.check([(self.log.key(stream_id), state.position)])  # its readers lack that sign
-                return None
-            return decide.takeover(state, stream_id, nonce, judged.mark, decide.LOST)
-
-        try:
-            record = await insist(lambda: self._act(stream_id, decision))
-            if record is not None:
-                logger.info("ended a lost stream", extra={"stream": stream_id, "epoch": record.epoch, "owner": owner})
-                self.sealer.offer(stream_id)
-        finally:
-            self._ending.discard(stream_id)
-
-    # ---------------------------------------------------------------- tasks and closing
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TailraceError):
-            logger.error("a task of the store failed", exc_info=error)
-
-    async def _bounded(
-        self,
-        work: Coroutine[Any, Any, T],
-        given_up: Callable[[asyncio.Task[T]], Coroutine[Any, Any, None]] | None = None,
-        *,
-        patient: bool = False,
-    ) -> T:
-        """Run ``work`` to its end whatever becomes of the caller, but let the caller wait only so long (a ``patient``
-        one as long as it likes). Where the caller goes before it ends, ``given_up`` is run with its task."""
-        task = self._spawn(work)
-        try:
-            async with asyncio.timeout(None if patient else self._timeout):
-                return await asyncio.shield(task)
-        except BaseException as error:
-            if task.cancelled() and not isinstance(error, TimeoutError) and not _is_cancelled():
-                raise BrokerUnavailable("The store was closed") from None
-            if isinstance(error, TimeoutError | asyncio.CancelledError) and given_up is not None and not self._closed:
-                self._spawn(given_up(task))
-            if isinstance(error, TimeoutError):
-                raise BrokerUnavailable(f"The broker did not answer in {self._timeout:g} s") from None
-            raise
+    # ---------------------------------------------------------------- closing
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self._tasks.close()
         ending = Ending(Status.PRODUCER_LOST, "producer-lost", "The process that produced this stream was stopped")
         await self._end_own(ending)
         await self.tails.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await self._tasks.aclose()
         await self._members.close()
         await self.log.close()
         if self._on_close is not None:
@@ -493,9 +415,3 @@ class LogStore:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
-
-
-def _is_cancelled() -> bool:
-    """Whether somebody asked the current task to stop."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -437,8 +437,7 @@ async def test_a_takeover_whose_caller_gave_up_leaves_no_lease(world: World, uni
         task.cancel()
         await asyncio.wait([task])
         async with asyncio.timeout(PATIENCE):
-            while new._tasks:
-                await asyncio.wait(tuple(new._tasks))
+            await new._tasks.idle()
         state, _ = replay(await world.records(stream_id))
         assert state.ending is not None or (state.epoch == 1 and task.cancelled())
         if state.ending is None:
@@ -536,8 +535,7 @@ async def test_a_dropped_open_leaves_nothing_followed(world: World, unique: str)
         await asyncio.wait([opening])
         if not opening.cancelled():
             opening.result().close()
-    while consumer._tasks:
-        await asyncio.wait(tuple(consumer._tasks))
+    await consumer._tasks.idle()
     check_idle(consumer)
     assert len(plan._uncertain) == 1  # the heartbeats
 
