@@ -5,6 +5,7 @@
 ``embedded://[DIR]``  a NATS JetStream server of this machine's own, shared by the processes that name
                       the same folder (default: the user's data folder)
 ``nats://HOST…``      a NATS JetStream server or cluster (``tls://`` insists on TLS)
+``kafka://HOST…``     Apache Kafka (``kafka+ssl://`` with TLS)
 ``redis://HOST…``     Redis or Valkey (``rediss://`` with TLS), in the keys of npm assistant-stream
 ``redis+sentinel://HOST…/SERVICE``
                       the same, by Sentinel (``rediss+sentinel://`` with TLS)
@@ -26,6 +27,7 @@ from tailrace.model import Limits
 
 if TYPE_CHECKING:
     from tailrace.jetstream.options import JetStreamOptions
+    from tailrace.kafka.options import KafkaOptions
     from tailrace.redis.options import RedisOptions
     from tailrace.store import LogStore
 
@@ -38,7 +40,7 @@ LEAST_MEMBER_RETENTION = 120.0  # seconds; a member beats five times a lease, an
 class StoreOptions:
     """What a store can be told. ``lease_ttl``: seconds of silence after which a process counts as lost; ``linger``:
     seconds that a tail outlives its last reader; ``request_timeout``: seconds that a new request waits for the broker;
-    ``jetstream`` and ``redis``: how NATS and Redis are set up and reached (their times are computed here);
+    ``jetstream``, ``kafka`` and ``redis``: how each is set up and reached (their times are computed here);
     ``sync_always``: the embedded server writes to the disk before every acknowledgement."""
 
     limits: Limits = field(default_factory=Limits)
@@ -46,6 +48,7 @@ class StoreOptions:
     linger: float = 5.0
     request_timeout: float = 10.0
     jetstream: JetStreamOptions | None = None
+    kafka: KafkaOptions | None = None
     redis: RedisOptions | None = None
     sync_always: bool = False
 
@@ -130,6 +133,51 @@ async def _open_jetstream(
         raise
 
 
+async def _kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
+    return await _open_kafka(url, options, None)
+
+
+async def _open_kafka(url: str, options: StoreOptions, also_close: Callable[[], Awaitable[None]] | None) -> LogStore:
+    try:
+        from tailrace.kafka.broker import open_kafka
+    except ModuleNotFoundError as error:
+        if error.name != "aiokafka":
+            raise
+        raise MissingExtra("kafka:// needs the package aiokafka", hint="pip install 'tailrace[kafka]'") from None
+    from tailrace.kafka import CAPABILITIES, KafkaOptions
+    from tailrace.members import Membership
+    from tailrace.store import LogStore
+
+    limits = options.limits
+    chosen = replace(
+        options.kafka or KafkaOptions(),
+        retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,
+        member_retention=max(LEAST_MEMBER_RETENTION, options.lease_ttl),
+    )
+    broker = await open_kafka(url, options=chosen)
+
+    async def close() -> None:
+        await broker.close()
+        if also_close is not None:
+            await also_close()
+
+    store = LogStore(
+        broker.log,
+        Membership(broker.beats, options.lease_ttl),
+        broker.runs,
+        limits,
+        CAPABILITIES,
+        linger=options.linger,
+        request_timeout=options.request_timeout,
+        on_close=close,
+    )
+    try:
+        return await store.start()
+    except BaseException:
+        await store.aclose()
+        raise
+
+
 async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
     try:
         from tailrace.redis import RedisOptions, open_redis
@@ -175,6 +223,8 @@ _OPENERS: dict[str, Callable[[str, str, StoreOptions], Awaitable[LogStore]]] = {
     "embedded": _embedded,
     "nats": _nats,
     "tls": _nats,
+    "kafka": _kafka,
+    "kafka+ssl": _kafka,
     "redis": _redis,
     "rediss": _redis,
     "redis+sentinel": _redis,

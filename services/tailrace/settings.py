@@ -138,6 +138,27 @@ class Settings(BaseSettings):
     nats_tls_hostname: str | None = _setting(None, "The name in the NATS server's certificate, where it is another")
     nats_tls_first: bool = _setting(False, "Whether TLS begins before the NATS server says anything")
 
+    kafka_prefix: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,31}$")] = _setting(
+        "tailrace", "The first part of every topic's name; one deployment has one"
+    )
+    kafka_partitions: Annotated[int, Field(ge=1, le=1024)] = _setting(16, "Partitions that records are spread over")
+    kafka_claims_partitions: Annotated[int, Field(ge=1, le=256)] = _setting(4, "Partitions of the topic of claims")
+    kafka_replicas: Annotated[int, Field(ge=1, le=16)] = _setting(1, "Copies that Kafka keeps")
+    kafka_min_insync_replicas: Annotated[int, Field(ge=1, le=16)] = _setting(
+        1, "Copies that have a record when it is acknowledged"
+    )
+    kafka_max_message_bytes: Annotated[Size, Field(ge=128 * 1024)] = _setting(
+        1024 * 1024, "The largest message of the topics (max.message.bytes)", "bytes"
+    )
+    kafka_connect_timeout: Seconds = _setting(4.0, "How long the first connection to Kafka may take", "seconds")
+    kafka_user: str | None = _setting(None, "The Kafka user (SASL)")
+    kafka_password: SecretStr | None = _setting(None, "The Kafka user's password")
+    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting("PLAIN", "How the user logs in")
+    kafka_tls_ca: Path | None = _setting(None, "The certificate authority of the Kafka brokers, a PEM file")
+    kafka_tls_cert: Path | None = _setting(None, "This client's certificate, a PEM file")
+    kafka_tls_key: Path | None = _setting(None, "The key of this client's certificate, a PEM file")
+    kafka_tls_check_hostname: bool = _setting(True, "Whether a broker's certificate must name its host")
+
     openai_base_url: str | None = _setting(None, "The OpenAI-compatible endpoint of the shipped openai handler")
     openai_api_key: SecretStr | None = _setting(None, "Its key")
     openai_model: str | None = _setting(None, "The model it asks for where a run names none")
@@ -155,6 +176,11 @@ class Settings(BaseSettings):
                 f"{PREFIX}FLUSH_INTERVAL={self.flush_interval:g} must be less than "
                 f"{PREFIX}KEEPALIVE_INTERVAL={self.keepalive_interval:g}"
             )
+        if self.kafka_min_insync_replicas > self.kafka_replicas:
+            raise ValueError(
+                f"{PREFIX}KAFKA_MIN_INSYNC_REPLICAS={self.kafka_min_insync_replicas} must not exceed "
+                f"{PREFIX}KAFKA_REPLICAS={self.kafka_replicas}"
+            )
         return self
 
     def limits(self) -> Limits:
@@ -165,7 +191,9 @@ class Settings(BaseSettings):
         """What `tailrace.connect.connect` is told, beside ``store``."""
         from tailrace.connect import StoreOptions
         from tailrace.jetstream.options import JetStreamOptions
+        from tailrace.kafka.options import KafkaOptions
 
+        kafka = {name: _plain(getattr(self, f"kafka_{name}")) for name in _KAFKA}
         nats = {name: _plain(getattr(self, f"nats_{name}")) for name in _NATS}
         tags = tuple(tag.strip() for tag in self.nats_placement_tags.split(",") if tag.strip())
         return StoreOptions(
@@ -174,6 +202,7 @@ class Settings(BaseSettings):
             linger=self.tail_linger,
             request_timeout=self.request_timeout,
             jetstream=JetStreamOptions(**nats, placement_tags=tags, request_timeout=self.request_timeout),
+            kafka=KafkaOptions(**kafka, request_timeout=self.request_timeout),
             sync_always=self.nats_sync_always,
         )
 
@@ -185,6 +214,11 @@ class Settings(BaseSettings):
 _NATS = tuple(
     """prefix shards replicas placement_cluster connect_timeout user password token creds_file nkey_seed
     tls_ca tls_cert tls_key tls_hostname tls_first""".split()  # noqa: SIM905 - a list of words reads best as words
+)
+
+_KAFKA = tuple(
+    """prefix partitions claims_partitions replicas min_insync_replicas max_message_bytes connect_timeout
+    user password mechanism tls_ca tls_cert tls_key tls_check_hostname""".split()  # noqa: SIM905
 )
 
 

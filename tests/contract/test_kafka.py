@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from tailrace.kafka import CAPABILITIES, KafkaOptions, open_kafka
-from tailrace.members import Membership
-from tailrace.memory_runs import MemoryRunQueue
+from tailrace.connect import StoreOptions, connect
+from tailrace.kafka import CAPABILITIES, KafkaOptions
+from tailrace.kafka.broker import open_kafka
 from tailrace.model import Limits
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
@@ -32,23 +32,15 @@ class TestKafka(StoreContract):
 
     @pytest_asyncio.fixture
     async def make_store(self, server_url: str) -> AsyncIterator[MakeStore]:  # type: ignore[override]
-        options = KafkaOptions(prefix=next(_prefixes), partitions=2, claims_partitions=1)
+        kafka = KafkaOptions(prefix=next(_prefixes), partitions=2, claims_partitions=1)
+        # with the longest retention that any test's limits ask for: a shorter one that exists would be refused
+        await (await open_kafka(server_url, options=kafka)).close()
         stores: list[LogStore] = []
 
         async def make(limits: Limits | None = None) -> LogStore:
-            broker = await open_kafka(server_url, options=options)
-            runs = MemoryRunQueue(broker.log.now_ms)
-            store = LogStore(
-                broker.log,
-                Membership(broker.beats, 2.0),
-                runs,
-                limits or Limits(),
-                CAPABILITIES,
-                linger=0.0,
-                on_close=broker.close,
-            )
-            stores.append(store)
-            return await store.start()
+            options = StoreOptions(limits=limits or Limits(), lease_ttl=2.0, linger=0.0, kafka=kafka)
+            stores.append(await connect(server_url, options))
+            return stores[-1]
 
         yield make
         for store in stores:

@@ -12,6 +12,7 @@ from tailrace.contracts import Capabilities
 from tailrace.errors import BrokerUnavailable, ClaimTimeout, LimitExceeded, ProducerLost
 from tailrace.gateway.problems import STATUS
 from tailrace.jetstream import CAPABILITIES as JETSTREAM
+from tailrace.kafka import CAPABILITIES as KAFKA
 from tailrace.memory import CAPABILITIES as MEMORY
 from tailrace.model import Limits
 from tailrace.settings import Row, Settings, describe
@@ -28,7 +29,7 @@ OTHERS = {
     "TAILRACE_BODY_TIMEOUT": ("request-timeout", 408),
     "TAILRACE_MAX_HEAD_BYTES": ("head-too-large", 431),
 }
-STORES = {"memory": MEMORY, "jetstream": JETSTREAM}
+STORES = {"memory": MEMORY, "jetstream": JETSTREAM, "kafka": KAFKA}
 
 
 def limits(kind: type[LimitExceeded] = LimitExceeded) -> Iterator[type[LimitExceeded]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tailrace.kafka import Kafka, KafkaOptions, open_kafka
-from tailrace.memory_runs import MemoryRunQueue
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.model import Limits
 from tailrace.records import Stored
 from tailrace.store import LogStore
@@ -24,11 +24,10 @@ class KafkaWorld(WorldOfStores):
 
     async def store(self, plan: FaultPlan | None = None, *, limits: Limits | None = None) -> LogStore:
         broker = await open_kafka(self.url, options=self.options)
-        runs = MemoryRunQueue(broker.log.now_ms)
         if plan is None:
-            return await self._start(broker.log, broker.beats, runs, limits, broker)
+            return await self._start(broker.log, broker.beats, broker.runs, limits, broker)
         log, beats = FaultyLog(broker.log, plan), FaultyBeats(broker.beats, plan)
-        return await self._start(log, beats, runs, limits, broker)
+        return await self._start(log, beats, broker.runs, limits, broker)
 
     async def records(self, stream_id: str) -> list[Stored]:
         if self._observer is None:
