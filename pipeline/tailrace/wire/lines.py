@@ -25,13 +25,6 @@ def size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def first_too_long(lines: list[str], most: int) -> int | None:
-    """The index of the first line of more than ``most`` bytes; none is measured that cannot have them."""
-    if not lines or len(max(lines, key=len)) * 4 <= most:
-        return None
-    return next((at for at, line in enumerate(lines) if size(line) > most), None)
-
-
 class TextDecoder:
     """UTF-8 to text in pieces, as the web's TextDecoder in its default mode."""
 
@@ -79,6 +72,7 @@ class LineDecoder:
             if self._after_cr and text[0] == "\n":
                 text = text[1:]
             self._after_cr = text.endswith("\r")
+        in_bounds = self._pending_size + 4 * len(text) <= self.max_line  # four bytes a character at most
         lines = self._split(text)
         rest = lines.pop()
         if lines and self._pending:
@@ -88,13 +82,18 @@ class LineDecoder:
         if rest:
             self._pending.append(rest)
             self._pending_size += size(rest)
-        long = first_too_long(lines, self.max_line)
+        if not in_bounds:
+            lines = self._checked(lines)
+        return lines if self._lone_cr else [line.removesuffix("\r") for line in lines]
+
+    def _checked(self, lines: list[str]) -> list[str]:
+        """The lines before one that is too long. Raises LineTooLong where there are none."""
+        long = next((at for at, line in enumerate(lines) if size(line) > self.max_line), None)
         if long is not None or self._pending_size > self.max_line:
             self._error = LineTooLong(f"A line is longer than {self.max_line} bytes")
-            lines = lines[:long]
-            if not lines:
+            if not lines[:long]:
                 raise self._error
-        return lines if self._lone_cr else [line.removesuffix("\r") for line in lines]
+        return lines[:long]
 
     def close(self) -> str:
         """The text after the last line's end, which is no line. Raises LineTooLong."""
