@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -103,9 +104,9 @@ def handlers(release: asyncio.Event) -> list[Any]:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Any]:
+async def serving(**options: Any) -> AsyncIterator[Any]:
     release = asyncio.Event()
-    settings = load(None, port=0, lease_ttl=LEASE_TTL)
+    settings = load(None, port=0, lease_ttl=LEASE_TTL, **options)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(MemoryStore(settings.limits(), lease_ttl=LEASE_TTL))
         await store.start()
@@ -245,6 +246,26 @@ async def test_a_position_that_is_gone_or_beyond_is_refused(speech: Any, service
         assert gone.value.incarnation == str(again.incarnation) != first.position.incarnation
         with pytest.raises(InvalidCursor):
             client.resume("s", cursor="nonsense")
+
+
+async def test_a_reader_that_was_cut_off_for_being_slow_misses_nothing(speech: Any) -> None:
+    piece, pieces = bytes(range(256)) * 512, 200
+    async with serving(max_reader_lag_bytes=1024 * 1024) as service, speech.client(service.url) as client:
+        await published(service.store, "s", b"!", end=None)
+        answer, count = client.resume("s"), 0
+        digest = hashlib.sha256()
+        reading = speech.each(answer.bytes())
+        digest.update(await anext(reading))
+        for _ in range(pieces):  # nobody takes anything meanwhile
+            await service.store.append("s", piece)
+            await asyncio.sleep(0)
+        await service.store.finalize("s", "done")
+        async for part in reading:
+            digest.update(part)
+            count += len(part)
+        assert count == pieces * len(piece)
+        assert digest.hexdigest() == hashlib.sha256(b"!" + piece * pieces).hexdigest()
+        assert answer.reconnects > 0
 
 
 # ---------------------------------------------------------------- endings
@@ -429,12 +450,51 @@ async def test_what_was_given_is_left_open_and_gets_what_every_request_needs(spe
     await speech.call(http.aclose if speech.is_async else http.close)
 
 
+async def test_a_reader_that_waits_is_told_when_its_client_closes(service: Any) -> None:
+    await published(service.store, "s", b"abc", end=None)
+    client = AsyncClient(service.url, patience=QUICK)
+    began = asyncio.Event()
+
+    async def read() -> None:
+        async for part in client.resume("s").bytes():
+            assert part == b"abc"
+            began.set()
+
+    reading = asyncio.create_task(read())
+    await began.wait()
+    await asyncio.sleep(0)  # it waits for more
+    await client.aclose()
+    with pytest.raises(ClientClosed):
+        await reading
+    with pytest.raises(ClientClosed):
+        await client.status("s")
+
+
+async def test_a_cancelled_reader_leaves_nothing_open(service: Any) -> None:
+    await published(service.store, "s", b"abc", end=None)
+    async with AsyncClient(service.url) as client:
+        answer = client.resume("s")
+        reading = asyncio.create_task(answer.read())
+        while answer.position.offset < 3:
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not client._responses
+        await service.store.finalize("s", "done")
+        assert await answer.read() == b""
+
+
 async def test_an_answer_that_nobody_reads_is_closed_and_can_be_read_again(speech: Any, service: Any) -> None:
     async with service.worker(), speech.client(service.url) as client:
         answer = await speech.call(client.run, "hold", {"text": "abc"})
         await speech.call(answer.aclose if speech.is_async else answer.close)
         service.release.set()
         assert await speech.call(answer.read) == b"abc!"
+        async with AsyncClient(service.url) as other, await other.run("say", {"text": "a"}) as unread:
+            assert unread.headers["x-resumable-stream-id"] == unread.id
+        with Client(service.url) as blocking, blocking.resume("s") as unasked:
+            assert not unasked.headers
 
 
 async def test_nobody_there_is_unreachable_and_a_wrong_address_is_told_at_once(speech: Any) -> None:

@@ -176,6 +176,14 @@ async def test_a_busy_gateway_is_asked_again_while_the_stream_is_followed(speech
     assert (got, failure, reconnects) == (b"abc", None, 1)
 
 
+async def test_a_question_is_asked_again_too(speech: Any) -> None:
+    script = Script([problem(503, "broker-unavailable"), b"", status("done", 3)])
+    quick = Patience(first_pause=0.001, longest_pause=0.01)
+    async with script.running(), speech.client(script.url, patience=quick) as client:
+        assert (await speech.call(client.status, "a")).bytes == 3
+    assert script.requests == ["GET /v1/runs/a/status"] * 3
+
+
 async def test_patience_ends_with_what_was_said_last(speech: Any) -> None:
     _, _, failure = await follow(speech, Script([problem(503, "no-workers")] * 100), patience=(0.2, 9))
     assert failure is not None
