@@ -6,6 +6,8 @@
                       the same folder (default: the user's data folder)
 ``nats://HOST…``      a NATS JetStream server or cluster (``tls://`` insists on TLS)
 ``kafka://HOST…``     Apache Kafka (``kafka+ssl://`` with TLS)
+``embedded+kafka://[DIR]``
+                      a Kafka node of this machine's own, shared as ``embedded://`` is
 ``redis://HOST…``     Redis or Valkey (``rediss://`` with TLS), in the keys of npm assistant-stream
 ``redis+sentinel://HOST…/SERVICE``
                       the same, by Sentinel (``rediss+sentinel://`` with TLS)
@@ -137,6 +139,19 @@ async def _kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
     return await _open_kafka(url, options, None)
 
 
+async def _embedded_kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
+    from tailrace.embedded import EmbeddedOptions, attach
+
+    directory = Path(unquote(rest)) if rest else None
+    wanted = EmbeddedOptions(sync_always=True) if options.sync_always else None
+    embedded = await attach(directory, wanted, kind="kafka")
+    try:
+        return await _open_kafka(embedded.url, options, embedded.close)
+    except BaseException:
+        await embedded.close()
+        raise
+
+
 async def _open_kafka(url: str, options: StoreOptions, also_close: Callable[[], Awaitable[None]] | None) -> LogStore:
     try:
         from tailrace.kafka.broker import open_kafka
@@ -221,6 +236,7 @@ def _without_secrets(url: str) -> str:
 _OPENERS: dict[str, Callable[[str, str, StoreOptions], Awaitable[LogStore]]] = {
     "memory": _memory,
     "embedded": _embedded,
+    "embedded+kafka": _embedded_kafka,
     "nats": _nats,
     "tls": _nats,
     "kafka": _kafka,
