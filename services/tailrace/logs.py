@@ -19,6 +19,8 @@ Level = Literal["debug", "info", "warning", "error"]
 
 # Libraries that say much at "info" which this project says itself, in one line of its own
 _QUIET = ("uvicorn.access", "uvicorn.error", "faststream", "httpx", "httpcore", "openai", "nats", "asyncio")
+# One that says as much at "error", ten lines a second while a broker is away, and shows content at "debug"
+_SILENT = ("aiokafka",)
 
 
 def configure(level: Level = "info", form: Literal["console", "json"] = "console") -> None:
@@ -47,6 +49,8 @@ def configure(level: Level = "info", form: Literal["console", "json"] = "console
         library.handlers.clear()
         library.propagate = True
         library.setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL if number > logging.DEBUG else logging.WARNING)
 
 
 def _formatter(form: str, shared: list[Any]) -> logging.Formatter:

@@ -1,4 +1,5 @@
-"""Real processes on one nats-server: elections among them, and what becomes of a producer that is killed or paused."""
+"""Real processes on one nats-server or Kafka broker: elections among them, and what becomes of a producer that is
+killed or paused."""
 
 from __future__ import annotations
 
@@ -19,11 +20,15 @@ import pytest
 from tailrace.connect import StoreOptions, connect
 from tailrace.errors import ProducerLost
 from tailrace.jetstream import JetStreamOptions
+from tailrace.kafka import KafkaOptions
 from tailrace.model import Status
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.kit import until_ending
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, replay
 
+Server = NatsServer | KafkaServer
 PATIENCE = 60.0
 PROCESSES, IDS = 4, 200
 LEASE_TTL = 1.5
@@ -33,6 +38,7 @@ import asyncio, json, sys
 from tailrace.connect import StoreOptions, connect
 from tailrace.errors import TailraceError
 from tailrace.jetstream import JetStreamOptions
+from tailrace.kafka import KafkaOptions
 
 def say(**what):
     print(json.dumps(what), flush=True)
@@ -44,7 +50,11 @@ async def main():
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    options = StoreOptions(lease_ttl=float(sys.argv[2]), jetstream=JetStreamOptions(shards=4, request_timeout=1.0))
+    options = StoreOptions(
+        lease_ttl=float(sys.argv[2]),
+        jetstream=JetStreamOptions(shards=4, request_timeout=1.0),
+        kafka=KafkaOptions(partitions=4, claims_partitions=2, request_timeout=1.0),
+    )
     store = await connect(sys.argv[1], options)
     say(member=store.members.id)
     while True:
@@ -124,20 +134,24 @@ async def agents(url: str, count: int) -> AsyncIterator[list[Agent]]:
             await agent.process.communicate()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    with NatsServer(Path(tmp_path_factory.mktemp("nats"))) as server:
+@pytest.fixture(scope="module", params=[NatsServer, KafkaServer])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with request.param(Path(tmp_path_factory.mktemp("broker"))) as server:
         yield server
 
 
-async def test_one_producer_each_and_all_agree(server: NatsServer) -> None:
+def world_on(server: Server) -> JetStreamWorld | KafkaWorld:
+    return JetStreamWorld(server.url) if isinstance(server, NatsServer) else KafkaWorld(server.url)
+
+
+async def test_one_producer_each_and_all_agree(server: Server) -> None:
     ids = [f"election:{number}" for number in range(IDS)]
     async with asyncio.timeout(PATIENCE), agents(server.url, PROCESSES) as all_agents:
         for number, agent in enumerate(all_agents):  # in orders of their own, else the first one stays ahead
             await agent.tell(do="elect", ids=Random(number).sample(ids, IDS))
         found = [await agent.hear("roles") for agent in all_agents]
         won = Counter[int]()
-        async with closing(JetStreamWorld(server.url)) as world:
+        async with closing(world_on(server)) as world:
             for stream_id in ids:
                 roles = [roles[stream_id] for roles in found]
                 assert sorted(role for role, _ in roles) == ["consumer"] * (PROCESSES - 1) + ["producer"]
@@ -149,7 +163,7 @@ async def test_one_producer_each_and_all_agree(server: NatsServer) -> None:
 
 
 @asynccontextmanager
-async def closing(world: JetStreamWorld) -> AsyncIterator[JetStreamWorld]:
+async def closing(world: JetStreamWorld | KafkaWorld) -> AsyncIterator[JetStreamWorld | KafkaWorld]:
     try:
         yield world
     finally:
@@ -157,11 +171,12 @@ async def closing(world: JetStreamWorld) -> AsyncIterator[JetStreamWorld]:
 
 
 def options() -> StoreOptions:
-    return StoreOptions(lease_ttl=LEASE_TTL, jetstream=JetStreamOptions(shards=4))
+    kafka = KafkaOptions(partitions=4, claims_partitions=2)
+    return StoreOptions(lease_ttl=LEASE_TTL, jetstream=JetStreamOptions(shards=4), kafka=kafka)
 
 
 @pytest.mark.chaos
-async def test_readers_of_a_killed_producer_get_every_acked_byte_and_the_truth(server: NatsServer) -> None:
+async def test_readers_of_a_killed_producer_get_every_acked_byte_and_the_truth(server: Server) -> None:
     stream_id = "killed"
     async with (
         asyncio.timeout(PATIENCE),
@@ -193,7 +208,7 @@ async def test_readers_of_a_killed_producer_get_every_acked_byte_and_the_truth(s
 
 
 @pytest.mark.chaos
-async def test_nobody_reads_a_late_byte_of_a_zombie(server: NatsServer) -> None:
+async def test_nobody_reads_a_late_byte_of_a_zombie(server: Server) -> None:
     """Paused over its lease, its stream ended for it, and then continued in the middle of its work."""
     stream_id = "zombie"
     async with (
@@ -215,7 +230,7 @@ async def test_nobody_reads_a_late_byte_of_a_zombie(server: NatsServer) -> None:
         again, ending = await until_ending(store.read(stream_id))
         assert isinstance(ending, ProducerLost)
         assert again == got
-        async with closing(JetStreamWorld(server.url)) as world:
+        async with closing(world_on(server)) as world:
             state, chunks = replay(await world.records(stream_id))
         assert chunks == got
         assert state.epoch == 2

@@ -17,7 +17,7 @@ from tailrace.model import Incarnation, Lease, Mark, Status, StreamInfo
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in logs._QUIET}
+    levels = {name: logging.getLogger(name).level for name in logs._QUIET + logs._SILENT}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -33,6 +33,7 @@ def say_all() -> None:
     log.warning("a text\nof two lines", field="a\nb")
     logging.getLogger("nats.aio").warning("from %s", "a library", extra={"stream": "s"})
     logging.getLogger("uvicorn.access").info("never")
+    logging.getLogger("aiokafka.client").error("never")
     try:
         raise ZeroDivisionError("why")
     except ZeroDivisionError:
