@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
+from tailrace.commands.inspect import decoder_of
+from tailrace.model import Status, StreamInfo
+from tailrace.settings import load
 from tailrace.testing.servers import NatsServer
 from tailrace.wire import FORMATS, find_format
+from tailrace.wire.data_stream_decoder import DataStreamDecoder
 from tailrace.wire.jsjson import stringify
+from tailrace.wire.object_stream import ObjectStreamDecoder
+from tailrace.wire.ui_message_stream_decoder import UiMessageStreamDecoder
 
 Complaint = Callable[[Any], str]
 
@@ -149,3 +155,20 @@ def test_neither_a_stream_nor_a_format_is_a_wrong_call(cli: Any, complaint: Comp
     done = cli("inspect")
     assert done.returncode == 2
     assert "[usage]" in complaint(done)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "headers", "found"),
+    [
+        ("text/event-stream", (("assistant-stream-format", "object-stream/v0"),), ObjectStreamDecoder),
+        ("text/event-stream", (("x-vercel-ai-ui-message-stream", "v1"),), UiMessageStreamDecoder),
+        ("text/plain; charset=utf-8", (("x-vercel-ai-data-stream", "v1"),), DataStreamDecoder),
+    ],
+)
+def test_headers_that_a_claim_keeps_name_the_decoder(
+    content_type: str, headers: tuple[tuple[str, str], ...], found: type
+) -> None:
+    info = StreamInfo("a", Status.DONE, content_type=content_type, headers=headers)
+    decoder, is_events = decoder_of(load(env_file=None), None, info)
+    assert isinstance(decoder, found)
+    assert is_events == (found is not DataStreamDecoder)

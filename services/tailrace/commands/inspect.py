@@ -57,7 +57,7 @@ def inspect(
     decoders: list[_Decoder] = []
 
     def view(info: StreamInfo | None) -> View:
-        decoder, is_events = _decoder(settings, format, info)
+        decoder, is_events = decoder_of(settings, format, info)
         decoders.append(decoder)
         return View(decoder, Output(), is_events=is_events, render=_json_line if json else _Lines())
 
@@ -83,7 +83,7 @@ def inspect(
             tell_drops(decoder.drops)
 
 
-def _decoder(settings: Settings, name: str | None, info: StreamInfo | None) -> tuple[_Decoder, bool]:
+def decoder_of(settings: Settings, name: str | None, info: StreamInfo | None) -> tuple[_Decoder, bool]:
     """The decoder of the format asked for, or of a stored stream's own; and whether it reads server-sent events."""
     from tailrace.wire import find_format, format_of
     from tailrace.wire.object_stream import DECODERS, FORMAT_HEADER
