@@ -4,7 +4,8 @@ Rules:
 
 - A new state shares what an operation did not touch with the old one.
 - A missing container on the way becomes an object. An array takes an index of its own or the next one.
-- ``__proto__``, ``constructor`` and ``prototype`` are refused in a path, in both dialects.
+- ``__proto__``, ``constructor`` and ``prototype`` are refused in a path, in both dialects (in 0.3.15 an array refuses
+  them in the words for what is no index).
 - Not strict: what cannot be applied is left out and told to ``drop``, and an index too large means the next one.
 - Dialect 0.3.15 reads an index as JavaScript reads a number (``""`` is 0), not as its own spelling only.
 """
@@ -34,6 +35,7 @@ class StateAccumulator:
     ) -> None:
         self.state = state
         self._strict = strict or dialect == LEGACY
+        self._legacy = dialect == LEGACY
         self._index = _loose_index if dialect == LEGACY else _exact_index
         self._drop = drop
 
@@ -56,7 +58,7 @@ class StateAccumulator:
             return self._update(state, _checked(path), lambda old: value)
         if kind == "append-text":
             return self._update(state, _checked(path), lambda old: _appended(old, value, _checked(path)))
-        raise InvalidUpdate(f"Invalid operation type: {kind}")
+        raise InvalidUpdate(f"Invalid operation type: {'undefined' if 'type' not in operation else kind}")
 
     def _update(self, state: Json, path: Sequence[Json], change: Callable[[Json], Json]) -> Json:
         frames: list[tuple[dict[str, Json] | list[Json], str | int | None]] = []
@@ -65,7 +67,7 @@ class StateAccumulator:
             key = str(segment)
             if not isinstance(state, dict | list):
                 raise InvalidUpdate(f"Invalid path: {_brackets(path[depth:])}")
-            if key in UNSAFE:
+            if key in UNSAFE and not (self._legacy and isinstance(state, list)):
                 raise InvalidUpdate(f"Unsafe gorp path segment: {key}")
             if isinstance(state, list):
                 index = self._in_array(key, state, path[depth:])

@@ -35,7 +35,12 @@ class TextDecoder:
         self._started = False
 
     def feed(self, data: bytes) -> str:
-        return self._begin(self._decoder.decode(data))
+        text = self._decoder.decode(data)
+        if b"\xed\xa0" <= self._decoder.getstate()[0] < b"\xee":
+            # Python waits for the third byte of an encoded surrogate; the web knows already that there is no such thing
+            self._decoder.reset()
+            text += "\ufffd\ufffd"
+        return self._begin(text)
 
     def close(self) -> str:
         """What an unfinished character at the end becomes."""
