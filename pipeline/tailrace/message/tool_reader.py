@@ -74,6 +74,8 @@ class ToolCallArgsReader:
                 seen = value
             if complete:
                 return
+        if isinstance(value := _field(self._args.parsed, path), str) and len(value) > len(seen):
+            yield value[len(seen) :]  # a half whose other half never came
 
     async def for_each(self, *path: Key) -> AsyncGenerator[Json]:
         """The items of the array at ``path``, each as soon as it is complete. Raises ToolCallEnded."""
