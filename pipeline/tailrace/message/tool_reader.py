@@ -13,6 +13,10 @@ Rules:
   JSON is for the one who runs the tool to say.
 - When the answer ends and the arguments (or the response) have not, a reader gets what it has and then ToolCallEnded:
   an early end is never taken for a whole one.
+
+Following ToolCallReader of assistant-stream 0.3.44, with these differences: there a reader of a call that never ends
+waits for ever; a text turned bad leaves what some reader saw last, here what was said last; a path goes on into a
+string; texts may be empty or half a character.
 """
 
 from __future__ import annotations
