@@ -195,12 +195,13 @@ async def _open_kafka(url: str, options: StoreOptions, also_close: Callable[[], 
 
 async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
     try:
-        from tailrace.redis import RedisOptions, open_redis
+        from tailrace.redis.broker import open_redis
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
         raise MissingExtra("redis:// needs the package redis", hint="pip install 'tailrace[redis]'") from None
     from tailrace.members import Membership
+    from tailrace.redis import RedisOptions
     from tailrace.store import LogStore
 
     limits = options.limits

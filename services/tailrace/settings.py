@@ -69,7 +69,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
-    store: str = _setting("embedded://", "Where streams live: memory://, embedded://[DIR] or nats://HOST:PORT")
+    store: str = _setting(
+        "embedded://", "Where streams live: memory://, embedded://[DIR], nats://, kafka:// or redis://HOST:PORT"
+    )
     host: Annotated[str, Field(min_length=1)] = _setting("127.0.0.1", "The address that the gateway listens on")
     port: Port = _setting(8080, "The port that the gateway listens on; 0 takes a free one")
 
@@ -159,6 +161,21 @@ class Settings(BaseSettings):
     kafka_tls_key: Path | None = _setting(None, "The key of this client's certificate, a PEM file")
     kafka_tls_check_hostname: bool = _setting(True, "Whether a broker's certificate must name its host")
 
+    redis_prefix: Annotated[str, Field(pattern="^[A-Za-z0-9_.:-]{1,64}$")] = _setting(
+        "aui:resumable", "What every Redis key begins with; the default is that of npm assistant-stream"
+    )
+    redis_layout: Literal["0.3.44", "0.3.15"] = _setting(
+        "0.3.44", "The release of npm assistant-stream whose keys new streams get; both are read"
+    )
+    redis_connect_timeout: Seconds = _setting(4.0, "How long a connection to Redis may take", "seconds")
+    redis_user: str | None = _setting(None, "The Redis user")
+    redis_password: SecretStr | None = _setting(None, "The Redis user's password")
+    redis_sentinel_user: str | None = _setting(None, "The user of the sentinels")
+    redis_sentinel_password: SecretStr | None = _setting(None, "The password of the sentinels")
+    redis_tls_ca: Path | None = _setting(None, "The certificate authority of the Redis server, a PEM file")
+    redis_tls_cert: Path | None = _setting(None, "This client's certificate for Redis, a PEM file")
+    redis_tls_key: Path | None = _setting(None, "The key of that certificate, a PEM file")
+
     openai_base_url: str | None = _setting(None, "The OpenAI-compatible endpoint of the shipped openai handler")
     openai_api_key: SecretStr | None = _setting(None, "Its key")
     openai_model: str | None = _setting(None, "The model it asks for where a run names none")
@@ -192,8 +209,10 @@ class Settings(BaseSettings):
         from tailrace.connect import StoreOptions
         from tailrace.jetstream.options import JetStreamOptions
         from tailrace.kafka.options import KafkaOptions
+        from tailrace.redis.options import RedisOptions
 
         kafka = {name: _plain(getattr(self, f"kafka_{name}")) for name in _KAFKA}
+        redis = {name: _plain(getattr(self, f"redis_{name}")) for name in _REDIS}
         nats = {name: _plain(getattr(self, f"nats_{name}")) for name in _NATS}
         tags = tuple(tag.strip() for tag in self.nats_placement_tags.split(",") if tag.strip())
         return StoreOptions(
@@ -203,6 +222,7 @@ class Settings(BaseSettings):
             request_timeout=self.request_timeout,
             jetstream=JetStreamOptions(**nats, placement_tags=tags, request_timeout=self.request_timeout),
             kafka=KafkaOptions(**kafka, request_timeout=self.request_timeout),
+            redis=RedisOptions(**redis, request_timeout=self.request_timeout),
             sync_always=self.nats_sync_always,
         )
 
@@ -219,6 +239,11 @@ _NATS = tuple(
 _KAFKA = tuple(
     """prefix partitions claims_partitions replicas min_insync_replicas max_message_bytes connect_timeout
     user password mechanism tls_ca tls_cert tls_key tls_check_hostname""".split()  # noqa: SIM905
+)
+
+
+_REDIS = tuple(
+    "prefix layout connect_timeout user password sentinel_user sentinel_password tls_ca tls_cert tls_key".split()  # noqa: SIM905
 )
 
 

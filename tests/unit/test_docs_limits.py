@@ -15,6 +15,7 @@ from tailrace.jetstream import CAPABILITIES as JETSTREAM
 from tailrace.kafka import CAPABILITIES as KAFKA
 from tailrace.memory import CAPABILITIES as MEMORY
 from tailrace.model import Limits
+from tailrace.redis import CAPABILITIES as REDIS
 from tailrace.settings import Row, Settings, describe
 from tailrace.wire.errors import LineTooLong
 from tailrace.wire.lines import MAX_LINE
@@ -29,7 +30,7 @@ OTHERS = {
     "TAILRACE_BODY_TIMEOUT": ("request-timeout", 408),
     "TAILRACE_MAX_HEAD_BYTES": ("head-too-large", 431),
 }
-STORES = {"memory": MEMORY, "jetstream": JETSTREAM, "kafka": KAFKA}
+STORES = {"memory": MEMORY, "jetstream": JETSTREAM, "kafka": KAFKA, "redis": REDIS}
 
 
 def limits(kind: type[LimitExceeded] = LimitExceeded) -> Iterator[type[LimitExceeded]]:
@@ -79,5 +80,6 @@ def test_the_defaults_of_the_settings_are_those_of_the_limits(settings: Settings
 @pytest.mark.parametrize(("name", "capabilities"), STORES.items())
 def test_the_page_lists_what_each_store_promises(name: str, capabilities: Capabilities) -> None:
     yes = {True: "yes", False: "no"}
-    expected = f"| `{name}` | {yes[capabilities.shared]} | {yes[capabilities.durable]} | {yes[capabilities.runs]} |"
+    promised = (capabilities.shared, capabilities.durable, capabilities.runs, capabilities.exclusive)
+    expected = f"| `{name}` | {' | '.join(yes[one] for one in promised)} |"
     assert re.search(f"^{re.escape(expected)}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE), expected

@@ -3,62 +3,21 @@
 
 ::
 
+    from tailrace.redis.broker import open_redis
+
     broker = await open_redis("redis://127.0.0.1:6379")
     broker.log      tailrace.log.Log
     broker.beats    tailrace.log.Beats
     broker.runs     tailrace.contracts.RunQueue, and what workers need
+
+What is here needs no client library: settings name the options whether or not it is installed.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tailrace.contracts import Capabilities
-from tailrace.redis import setup
-from tailrace.redis.address import parse
-from tailrace.redis.beats import RedisBeats
-from tailrace.redis.connection import Connection
-from tailrace.redis.log import RedisLog
-from tailrace.redis.names import Names
 from tailrace.redis.options import RedisOptions
-from tailrace.redis.runs import RedisRunQueue
 
-__all__ = ["CAPABILITIES", "Redis", "RedisLog", "RedisOptions", "RedisRunQueue", "open_redis"]
+__all__ = ["CAPABILITIES", "RedisOptions"]
 
 CAPABILITIES = Capabilities(shared=True, durable=True, exclusive=False)  # durable with an append-only file
-
-
-class Redis:
-    """The connections to one deployment, and what runs over them. ``capabilities``: what this server promises."""
-
-    def __init__(self, connection: Connection, options: RedisOptions) -> None:
-        names = Names.of(options)
-        self.options = options
-        self.names = names
-        self.connection = connection
-        self.capabilities = CAPABILITIES
-        self.log = RedisLog(connection, names)
-        self.beats = RedisBeats(connection, names, self.log, options.member_retention)
-        self.runs = RedisRunQueue(connection, names, options)
-
-    async def close(self) -> None:
-        """Close the followings and the connections. A second call does nothing."""
-        await self.log.close()
-        await self.connection.close()
-
-
-async def open_redis(url: str, options: RedisOptions | None = None) -> Redis:
-    """Connect, and look at what answers.
-
-    What the URL says wins over ``options``. Raises `BrokerUnavailable`, `BrokerRefused` or `BrokerUnsuitable`, each one
-    line and within a few seconds; after that a lost connection is made again by whoever needs it.
-    """
-    address, chosen = parse(url, options or RedisOptions())
-    broker = Redis(Connection(address, chosen), chosen)
-    try:
-        durable = await setup.check(broker.connection)
-    except BaseException:
-        await broker.close()
-        raise
-    broker.capabilities = replace(CAPABILITIES, durable=durable)
-    return broker

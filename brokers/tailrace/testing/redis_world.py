@@ -6,7 +6,8 @@ import asyncio
 
 from tailrace.model import Limits
 from tailrace.records import Stored
-from tailrace.redis import Redis, RedisOptions, open_redis
+from tailrace.redis import RedisOptions
+from tailrace.redis.broker import Redis, open_redis
 from tailrace.store import LogStore
 from tailrace.testing.faults import FaultPlan, FaultyBeats, FaultyLog
 from tailrace.testing.worlds import WorldOfStores
