@@ -454,6 +454,10 @@ async def test_state_and_children_pass(serve: Any, message: Build) -> None:
         controller.enqueue(UpdateStateChunk([{"type": "set", "path": ["a"], "value": [1]}]))
 
     service = await serve(family)
-    found = message(decoded("data-stream", (await service.run("family")).content))
-    assert [part.to_json().get("parentId") for part in found.parts] == ["p1"]
-    assert found.metadata.unstable_state == {"a": [1]}
+    for format, parent in (
+        ("data-stream", "p1"),
+        ("assistant-transport;v=0.3.15", None),
+    ):  # the older dialect knows none here
+        found = message(decoded(format, (await service.run("family", format=format)).content))
+        assert [part.to_json().get("parentId") for part in found.parts] == [parent]
+        assert found.metadata.unstable_state == {"a": [1]}
