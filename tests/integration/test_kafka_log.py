@@ -1,0 +1,595 @@
+"""The Kafka log against a real broker: conditions, one verdict in every process, what a trimmed or damaged log says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from random import Random
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from tailrace import decide
+from tailrace.errors import ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
+from tailrace.fold import DELETED, State, fold
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.connection import Place
+from tailrace.kafka.wire import message
+from tailrace.log import AppendRefused, AppendUnknown
+from tailrace.model import Claim, Ending, Incarnation, Role, Status
+from tailrace.records import Record, Stored
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.kit import until_ending
+from tailrace.testing.worlds import replay
+
+PATIENCE = 60.0
+OPTIONS = KafkaOptions(prefix="log", partitions=2, claims_partitions=1)
+CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
+LOST = Ending(Status.PRODUCER_LOST, "producer-lost", "a test took it over")
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> str:
+    return request.node.name.replace("[", ".").replace("]", "")
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as running:
+        yield running
+
+
+@asynccontextmanager
+async def opened(server: KafkaServer, options: KafkaOptions = OPTIONS) -> AsyncIterator[Kafka]:
+    broker = await open_kafka(server.url, options=options)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+@pytest.fixture
+async def broker(server: KafkaServer) -> AsyncIterator[Kafka]:
+    async with opened(server) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def other(server: KafkaServer) -> AsyncIterator[Kafka]:
+    async with opened(server) as broker:
+        yield broker
+
+
+def nonce() -> str:
+    return f"t{next(_numbers)}"
+
+
+def claim(stream_id: str, state: State = State(), owner: int = 7) -> Record:  # a state never changes
+    record = decide.claim(state, stream_id, owner, CLAIM)
+    assert record is not None
+    return record
+
+
+def word(state: State, stream_id: str, chunk: bytes = b"word ") -> Record:
+    assert state.mark is not None
+    return decide.chunks(state.mark, stream_id, nonce(), [chunk])
+
+
+def fold_all(records: list[Stored]) -> State:
+    state = State()
+    for stored in records:
+        state, _ = fold(state, stored)
+    return state
+
+
+class Life:
+    """A stream as one process writes it."""
+
+    def __init__(self, broker: Kafka, stream_id: str) -> None:
+        self.log = broker.log
+        self.id = stream_id
+        self.state = State()
+
+    async def put(self, record: Record | None) -> Stored:
+        assert record is not None
+        position = await self.log.append(record, self.state.position)
+        stored = Stored(position, -1, self.log.now_ms(), record)
+        self.state, _ = fold(self.state, stored)
+        return stored
+
+    async def begin(self, *chunks: bytes, owner: int = 7) -> Life:
+        await self.put(claim(self.id, self.state, owner))
+        for chunk in chunks:
+            await self.put(word(self.state, self.id, chunk))
+        return self
+
+    async def look(self) -> State:
+        self.state = fold_all(await self.log.read(self.id))
+        return self.state
+
+
+def texts(records: list[Stored]) -> list[bytes]:
+    return [chunk for stored in records for chunk in stored.record.chunks]
+
+
+# --- conditions
+
+
+async def test_an_append_counts_only_behind_what_it_names(broker: Kafka, other: Kafka, unique: str) -> None:
+    life = await Life(broker, unique).begin(b"a")
+    first = life.state.position
+    late = word(life.state, unique, b"late")
+    await life.put(word(life.state, unique, b"b"))
+    for each in (broker, other):
+        with pytest.raises(AppendRefused):
+            await each.log.append(late, first)
+        with pytest.raises(AppendRefused):
+            await each.log.append(claim(unique), 0)
+    for each in (broker, other):
+        records = await each.log.read(unique)
+        assert texts(records) == [b"a", b"b"]
+        assert [stored.previous for stored in records] == [0, *(stored.position for stored in records[:-1])]
+        assert (await each.log.last(unique)) == records[-1]
+        assert await each.log.read(unique, first) == records[2:]
+
+
+async def test_a_record_that_is_stored_twice_or_late_counts_once(broker: Kafka, other: Kafka, unique: str) -> None:
+    """What a client that retries, or one that was paused in the middle of sending, leaves in the log."""
+    life = await Life(broker, unique).begin(b"a")
+    expected, record = life.state.position, word(life.state, unique, b"b")
+    headers, payload = message(record, expected)
+    place = broker.names.records(unique)
+    sent = [other.sender.send(place, unique.encode(), payload, headers) for _ in range(3)]
+    await asyncio.gather(*sent)
+    assert (await life.log.last(unique)).record == record  # type: ignore[union-attr]
+    await life.look()
+    await life.put(word(life.state, unique, b"c"))
+    await other.sender.send(place, unique.encode(), payload, headers)
+    async with opened_fresh(broker) as fresh:
+        for each in (broker, other, fresh):
+            assert texts(await each.log.read(unique)) == [b"a", b"b", b"c"]
+
+
+@asynccontextmanager
+async def opened_fresh(like: Kafka) -> AsyncIterator[Kafka]:
+    fresh = await open_kafka(f"kafka://{like.connection}", options=like.options)
+    try:
+        yield fresh
+    finally:
+        await fresh.close()
+
+
+async def test_a_winner_that_wakes_after_delete_and_re_acquire_adds_nothing(
+    broker: Kafka, other: Kafka, unique: str
+) -> None:
+    first = await Life(broker, unique).begin(b"a")
+    asleep = word(first.state, unique, b"zombie")
+    second = Life(other, unique)
+    await second.look()
+    await second.put(decide.tombstone(second.state, unique, nonce()))
+    await second.begin(b"new", owner=8)
+    with pytest.raises(AppendRefused):
+        await broker.log.append(asleep, first.state.position)
+    headers, payload = message(asleep, first.state.position)  # and what it had handed to the network before it slept
+    await broker.sender.send(broker.names.records(unique), unique.encode(), payload, headers)
+    await second.put(word(second.state, unique, b"er"))
+    async with opened_fresh(broker) as fresh:
+        for each in (broker, other, fresh):
+            records = await each.log.read(unique, second.state.position - 10_000)
+            state, chunks = replay(await each.log.read(unique))
+            assert state.incarnation == Incarnation(2, 8)
+            assert chunks == [b"new", b"er"]
+            assert b"zombie" not in texts(records)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("what", ["takeover", "tombstone", "expiry"])
+async def test_an_append_that_races_an_ending_has_one_verdict(
+    broker: Kafka, other: Kafka, unique: str, what: str, seed: int
+) -> None:
+    rng = Random(seed)
+    followed = Follower()
+    writer = await Life(broker, unique).begin(b"a")
+    ender = Life(other, unique)
+    await ender.look()
+    await other.log.follow(unique, followed.deliver, lambda: None)
+    records = {
+        "takeover": decide.takeover(ender.state, unique, nonce(), None, LOST),
+        "tombstone": decide.tombstone(ender.state, unique, nonce()),
+        "expiry": decide.expiry(ender.state, unique, nonce(), 1 << 50),
+    }
+
+    async def write() -> int:
+        acked = 1
+        try:
+            for _ in range(30):
+                await writer.put(word(writer.state, unique, b"%d" % acked))
+                acked += 1
+        except AppendRefused:
+            pass
+        return acked
+
+    async def end() -> bool:
+        await asyncio.sleep(rng.random() * 0.03)
+        while True:
+            try:
+                await ender.put(records[what]._replace(nonce=nonce()))  # type: ignore[union-attr]
+                return True
+            except AppendRefused:
+                await ender.look()
+                records["takeover"] = decide.takeover(ender.state, unique, nonce(), None, LOST)
+                records["tombstone"] = decide.tombstone(ender.state, unique, nonce())
+                records["expiry"] = decide.expiry(ender.state, unique, nonce(), 1 << 50)
+
+    async with asyncio.timeout(PATIENCE):
+        acked, _ = await asyncio.gather(write(), end())
+    assert ender.state.ending is not None
+    state, chunks = fold_all(followed.got), texts(followed.got)
+    async with opened_fresh(broker) as fresh:
+        for each in (broker, other, fresh):
+            last = await each.log.last(unique)
+            assert last is not None
+            assert last.position == ender.state.position
+            if what == "takeover":
+                assert fold_all(await each.log.read(unique)).entries == acked
+    assert len(chunks) == acked - 1  # it followed behind the first
+    assert state.position == ender.state.position
+
+
+class Follower:
+    """What a follower was told."""
+
+    def __init__(self) -> None:
+        self.got: list[Stored] = []
+        self.uncertain = asyncio.Event()
+
+    def deliver(self, stored: Stored) -> None:
+        self.got.append(stored)
+
+
+# --- who owns a stream, on a log whose beginning is gone
+
+
+async def trim(broker: Kafka, place: Place, before: int) -> None:
+    admin = AIOKafkaAdminClient(**broker.connection.library)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(*place): RecordsToDelete(before)})
+    finally:
+        await admin.close()
+
+
+async def test_claims_trimmed_between_a_winner_and_its_loser_elect_the_same_owner(
+    server: KafkaServer, unique: str, stack: AsyncExitStack
+) -> None:
+    options = KafkaOptions(prefix="trim", partitions=1, claims_partitions=1)
+    winner, loser = [await stack.enter_async_context(opened(server, options)) for _ in range(2)]
+    for each in (winner, loser):  # both have looked, and found nobody
+        assert await each.log.read(unique) == []
+    start = (await loser.log._tracks.get(unique)).partition.feed.position  # type: ignore[union-attr]
+    life = await Life(winner, unique).begin(b"a", b"b")
+    place = winner.names.all_claims[0]
+    before = await winner.connection.end(place)
+    await loser.claims.open(unique, start, 0)  # too late: it writes no claim
+    await life.put(word(life.state, unique, b"c"))
+    await trim(winner, place, before)
+    fresh = await stack.enter_async_context(opened(server, options))
+    assert fresh.claims.peek(unique) is not None
+    with pytest.raises(AppendRefused):
+        await fresh.log.append(claim(unique, owner=9), 0)
+    for each in (winner, loser, fresh):
+        records = await each.log.read(unique)
+        assert fold_all(records).incarnation == Incarnation(1, 7)
+        assert texts(records) == [b"a", b"b", b"c"]
+    await life.put(decide.tombstone(life.state, unique, nonce()))
+    again = Life(fresh, unique)
+    await again.look()
+    await again.begin(b"new", owner=9)
+    for each in (winner, loser, fresh):
+        state, chunks = replay(await each.log.read(unique))
+        assert (state.incarnation, chunks) == (Incarnation(2, 9), [b"new"])
+
+
+async def test_an_ending_whose_opening_is_gone_is_trimmed_and_not_free(
+    server: KafkaServer, unique: str, stack: AsyncExitStack
+) -> None:
+    options = KafkaOptions(prefix="end", partitions=1, claims_partitions=1)
+    writer = await stack.enter_async_context(opened(server, options))
+    life = await Life(writer, unique).begin(b"a")
+    place = writer.names.all_claims[0]
+    before = await writer.connection.end(place)
+    stored = await life.put(decide.finish(life.state.mark, unique, nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
+    await writer.claims.copy(stored)
+    await trim(writer, place, before)
+    fresh = await stack.enter_async_context(opened(server, options))
+    with pytest.raises(AppendRefused):
+        await fresh.log.append(claim(unique, owner=9), 0)
+    state = fold_all(await fresh.log.read(unique))
+    assert state.ending is not None
+    assert state.ending.status is Status.TRIMMED
+
+
+async def test_records_without_their_claim_are_a_trimmed_stream(
+    server: KafkaServer, unique: str, stack: AsyncExitStack
+) -> None:
+    options = KafkaOptions(prefix="headless", partitions=1, claims_partitions=1)
+    writer = await stack.enter_async_context(opened(server, options))
+    life = await Life(writer, unique).begin(b"a")
+    await trim(writer, writer.names.records(unique), life.state.position)
+    await life.put(word(life.state, unique, b"b"))
+    fresh = await stack.enter_async_context(opened(server, options))
+    state = fold_all(await fresh.log.read(unique))
+    assert state.ending is not None
+    assert state.ending.status is Status.TRIMMED
+    with pytest.raises(AppendRefused):
+        await fresh.log.append(claim(unique, owner=9), 0)
+
+
+async def test_a_process_that_died_before_its_claim_leaves_the_id_free(
+    broker: Kafka, other: Kafka, unique: str
+) -> None:
+    await broker.claims.open(unique, (await broker.connection.ends([broker.names.records(unique)]))[0], 0)
+    await broker.close()
+    assert await other.log.last(unique) is None
+    life = await Life(other, unique).begin(b"a")
+    assert life.state.incarnation == Incarnation(1, 7)
+
+
+@pytest.mark.parametrize("claims", [1000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: str, claims: int) -> None:
+    options = KafkaOptions(prefix=f"many{claims}", partitions=4, claims_partitions=2)
+    async with opened(server, options) as writer:
+
+        async def one(number: int) -> None:
+            async with at_once:
+                life = await Life(writer, f"s{number}").begin(owner=number)
+                if number % 3 == 0:
+                    await life.put(decide.finish(life.state.mark, life.id, nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
+                if number % 5 == 0:
+                    await life.put(decide.tombstone(life.state, life.id, nonce()))
+                if number % 10 == 0:
+                    await life.begin(owner=number + 1)
+
+        at_once = asyncio.Semaphore(64)
+        await asyncio.gather(*(one(number) for number in range(claims)))
+    async with opened(server, options) as fresh:
+        assert await fresh.log.count() == claims - claims // 5 + claims // 10
+        for number in Random(0).sample(range(claims), 50):
+            state = fold_all(await fresh.log.read(f"s{number}"))
+            gone = number % 5 == 0 and number % 10 != 0
+            assert decide.is_there(state) != gone
+            again = number % 10 == 0
+            assert state.incarnation == Incarnation(1 + again, number + again)
+
+
+# --- a broker that is killed, and one that lost its end
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_broker_killed_and_restarted_under_load_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    streams, seconds = 100, 12.0
+    with KafkaServer(tmp_path / "kafka") as server:
+        world = KafkaWorld(server.url, lease_ttl=30)
+        writer, reader = await world.store(), await world.store()
+        acked = dict.fromkeys((f"load{number}" for number in range(streams)), 0)
+        stop = asyncio.Event()
+
+        async def write(stream_id: str) -> None:
+            while not stop.is_set():
+                await writer.append(stream_id, b"%d;" % acked[stream_id])
+                acked[stream_id] += 1
+                await asyncio.sleep(0.02)
+            await writer.finalize(stream_id, "done")
+
+        async def read(stream_id: str) -> bytes:
+            return b"".join([entry.chunk async for entry in reader.read(stream_id)])
+
+        for stream_id in acked:
+            await writer.acquire(stream_id)
+        reading = [asyncio.create_task(read(stream_id)) for stream_id in acked]
+        writing = [asyncio.create_task(write(stream_id)) for stream_id in acked]
+        for pause in (1.0, 4.0):
+            await asyncio.sleep(seconds / 4)
+            server.kill()
+            await asyncio.sleep(pause)
+            await asyncio.to_thread(server.start)
+        await asyncio.sleep(seconds / 4)
+        stop.set()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*writing)
+            for stream_id, text in zip(acked, await asyncio.gather(*reading), strict=True):
+                whole = b"".join(b"%d;" % number for number in range(acked[stream_id]))
+                assert text == whole
+                assert b"".join(replay(await world.records(stream_id))[1]) == whole
+        assert min(acked.values()) > 50
+        await world.close()
+
+
+@pytest.mark.chaos
+async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path) -> None:
+    """What a power cut does to one node: acknowledged records are gone, and others take their offsets."""
+    with KafkaServer(tmp_path / "kafka") as server:
+        options = KafkaOptions(partitions=1, claims_partitions=1)
+        world = KafkaWorld(server.url, lease_ttl=30, options=options)
+        writer, reader = await world.store(), await world.store()
+        await writer.acquire("cut")
+        for number in range(20):
+            await writer.append("cut", b"%d;" % number)
+        reading = asyncio.create_task(until_ending(reader.read("cut")))
+        while not (reader.tails.state("cut") is not None and reader.tails.state("cut").entries == 20):  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+        server.kill()
+        segment = next((server.directory).rglob("tailrace.chunks-0/*.log"))
+        with segment.open("r+b") as file:
+            file.truncate(segment.stat().st_size * 2 // 3)
+        for name in ("*.index", "*.timeindex", "*.snapshot"):
+            for path in segment.parent.glob(name):
+                path.unlink()
+        server.start()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises((StreamTrimmed, StreamEnded)):
+                await writer.append("cut", b"more")
+            got, ending = await reading
+        assert isinstance(ending, StreamTrimmed)
+        assert b"".join(got) == b"".join(b"%d;" % number for number in range(20))
+        assert (await reader.status("cut")).status is Status.TRIMMED
+        await world.close()
+
+
+# --- what is no record
+
+
+async def test_an_oversize_record_is_refused_and_spoils_nothing(broker: Kafka, unique: str) -> None:
+    life = await Life(broker, unique).begin(b"a")
+    with pytest.raises(ChunkTooLarge, match=r"log\.chunks"):
+        await life.put(word(life.state, unique, b"x" * broker.options.max_message_bytes))
+    most = b"y" * (broker.log.max_record_bytes - 1024)
+    await life.put(word(life.state, unique, most))
+    # and one that is too large for the topic as it is now: an operator lowered the limit
+    headers, payload = message(word(life.state, unique, b"z" * broker.options.max_message_bytes), life.state.position)
+    broker.sender._max_batch *= 2
+    with pytest.raises(TailraceError):
+        await broker.sender.send(broker.names.records(unique), unique.encode(), payload, headers)
+    await life.put(word(life.state, unique, b"b"))
+    assert texts(await broker.log.read(unique)) == [b"a", most, b"b"]
+
+
+async def test_strangers_are_skipped_counted_and_named_once(
+    broker: Kafka, server: KafkaServer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = await Life(broker, unique).begin(b"a")
+    place = broker.names.records(unique)
+    caplog.set_level(logging.WARNING, "tailrace.kafka")
+    for headers in ([], [("Tailrace", b"1;chunks;x")], [("Tailrace", b"nonsense"), ("Tailrace-After", b"0")]):
+        await broker.sender.send(place, unique.encode(), b"from a stranger", headers)
+    await life.put(word(life.state, unique, b"b"))
+    assert texts(await broker.log.read(unique)) == [b"a", b"b"]
+    assert broker.log.skipped == 3
+    assert len([each for each in caplog.records if "Skipped a message among the records" in each.message]) == 1
+    async with opened(server) as fresh:
+        assert texts(await fresh.log.read(unique)) == [b"a", b"b"]
+        assert fresh.log.skipped == 3
+    await broker.sender.send(broker.names.all_claims[0], unique.encode(), b"from a stranger", [])
+    await broker.claims.refresh()
+    assert broker.claims.skipped == 1
+
+
+async def test_a_stream_with_an_unreadable_record_ends_as_trimmed(server: KafkaServer, unique: str) -> None:
+    """A record of the stream itself that nobody can read: those behind it count, and the fold sees the hole."""
+    async with opened(server) as broker:
+        life = await Life(broker, unique).begin(b"a")
+        record = word(life.state, unique, b"lost")
+        headers, payload = message(record, life.state.position)
+        damaged = [(name, b"1;chunks;damaged" if name == "Tailrace" else value) for name, value in headers]
+        ack = await broker.sender.send(broker.names.records(unique), unique.encode(), payload, damaged)
+        life.state, _ = fold(life.state, Stored(ack.offset + 1, -1, ack.time_ms, record))
+        await life.put(word(life.state, unique, b"b"))
+        async with opened(server) as fresh:
+            for each in (broker, fresh):
+                state = fold_all(await each.log.read(unique))
+                assert state.ending is not None
+                assert state.ending.status is Status.TRIMMED
+
+
+async def test_a_newer_version_is_never_skipped(broker: Kafka, other: Kafka, unique: str) -> None:
+    life = await Life(broker, unique).begin(b"a")
+    followed = Follower()
+    await other.log.follow(unique, followed.deliver, followed.uncertain.set)
+    headers, payload = message(word(life.state, unique), life.state.position)
+    newer = [(name, b"2" + value[1:] if name == "Tailrace" else value) for name, value in headers]
+    await broker.sender.send(broker.names.records(unique), unique.encode(), payload, newer)
+    async with asyncio.timeout(PATIENCE):
+        await followed.uncertain.wait()
+    for each in (broker, other):
+        with pytest.raises(UnsupportedRecord, match="version 2"):
+            await each.log.read(unique)
+    async with opened_fresh(broker) as fresh:
+        with pytest.raises(UnsupportedRecord, match="version 2"):
+            await fresh.log.read(unique)
+
+
+# --- the rest of the log
+
+
+async def test_an_append_to_a_paused_broker_is_unknown_and_lands_once_if_at_all(tmp_path: Path) -> None:
+    with KafkaServer(tmp_path / "kafka") as server:
+        options = KafkaOptions(partitions=1, claims_partitions=1, request_timeout=1.0, fetch_wait=1.0)
+        async with opened(server, options) as broker:
+            life = await Life(broker, "a").begin(b"a")
+            record = word(life.state, "a", b"b")
+            server.pause()
+            with pytest.raises(AppendUnknown):
+                await broker.log.append(record, life.state.position)
+            server.resume()
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        await broker.log.append(record, life.state.position)
+                        break
+                    except AppendRefused:
+                        break
+                    except (AppendUnknown, TailraceError):
+                        await asyncio.sleep(0.05)
+            assert texts(await broker.log.read("a")) == [b"a", b"b"]
+
+
+async def test_reads_go_on_beyond_one_fetch(server: KafkaServer, unique: str) -> None:
+    options = KafkaOptions(prefix="long", partitions=1, claims_partitions=1)
+    words = [b"%d." % number * 20_000 for number in range(40)]
+    async with opened(server, options) as writer:
+        await Life(writer, unique).begin(*words)
+        assert texts(await writer.log.read(unique)) == words
+    async with opened(server, options) as fresh:
+        records = await fresh.log.read(unique)
+        assert texts(records) == words
+        assert await fresh.log.read(unique, records[-2].position) == records[-1:]
+
+
+async def test_segments_are_written_once_and_hidden_with_the_stream(broker: Kafka, other: Kafka, unique: str) -> None:
+    life = await Life(broker, unique).begin(b"a")
+    incarnation = Incarnation(1, 7)
+    parts = [b"one" * 200_000, b"two", b"three"]
+    assert await other.log.read_segments(unique, incarnation) is None
+    await broker.log.write_segments(unique, incarnation, parts)
+    await other.log.write_segments(unique, incarnation, [b"another"])
+    for each in (broker, other):
+        assert await each.log.read_segments(unique, incarnation) == parts
+    assert await other.log.read_segments(unique, Incarnation(2, 7)) is None
+    await life.put(decide.tombstone(life.state, unique, nonce()))
+    for each in (broker, other):
+        assert await each.log.read_segments(unique, incarnation) is None
+        assert fold_all(await each.log.read(unique)).ending == DELETED
+
+
+async def test_an_outage_says_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with KafkaServer(tmp_path / "kafka") as server:
+        world = KafkaWorld(server.url)
+        store = await world.store()
+        assert (await store.acquire("a")).role is Role.PRODUCER
+        server.kill()
+        appending = asyncio.create_task(store.append("a", b"x"))
+        await asyncio.sleep(1.0)
+        capfd.readouterr()
+        server.start()
+        async with asyncio.timeout(PATIENCE):
+            await appending
+        await world.close()
+    _, err = capfd.readouterr()
+    assert "aiokafka" not in err
+    assert "Unable" not in err
