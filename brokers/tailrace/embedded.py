@@ -49,7 +49,7 @@ __all__ = [
     "read_url",
 ]
 
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
 LOOK_INTERVAL = 0.02
 # A lock that falls free again means that the supervisor ended: killed perhaps, so it gets a second chance.
 MAX_LAUNCHES = 2

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tailrace.command_wire import decode_command, encode_command
 from tailrace.contracts import Capabilities
 from tailrace.jetstream import setup
 from tailrace.jetstream.address import options_of, parse
 from tailrace.jetstream.beats import JetStreamBeats
-from tailrace.jetstream.commands import decode_command, encode_command
 from tailrace.jetstream.connection import Connection
 from tailrace.jetstream.log import JetStreamLog
 from tailrace.jetstream.names import Names

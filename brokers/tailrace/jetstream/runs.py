@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from tailrace.command_wire import REASON, decode_command, encode_command
 from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, BrokerUnsuitable, RunTooLarge
 from tailrace.jetstream import refusals
-from tailrace.jetstream.commands import REASON, decode_command, encode_command
 from tailrace.jetstream.connection import Connection, Unanswered
 from tailrace.jetstream.names import Names
 from tailrace.jetstream.wire import header_block, message

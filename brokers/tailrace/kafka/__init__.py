@@ -7,6 +7,7 @@
     broker = await open_kafka("kafka://127.0.0.1:9092", options=KafkaOptions())
     broker.log      tailrace.log.Log
     broker.beats    tailrace.log.Beats
+    broker.runs     tailrace.contracts.RunQueue
 
 What is here needs no client library: settings name the options whether or not it is installed.
 """

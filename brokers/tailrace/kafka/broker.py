@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tailrace.contracts import RunQueue
 from tailrace.kafka import topics
 from tailrace.kafka.address import parse
 from tailrace.kafka.beats import KafkaBeats
@@ -13,9 +12,9 @@ from tailrace.kafka.connection import Connection
 from tailrace.kafka.feeds import Feeds
 from tailrace.kafka.log import KafkaLog
 from tailrace.kafka.options import KafkaOptions
+from tailrace.kafka.runs import KafkaRunQueue
 from tailrace.kafka.sender import Sender
 from tailrace.kafka.topics import Names
-from tailrace.memory_runs import MemoryRunQueue
 
 
 class Kafka:
@@ -30,7 +29,7 @@ class Kafka:
         self.claims = Claims(connection, self.names, self.feeds, self.sender)
         self.log = KafkaLog(connection, self.names, self.feeds, self.sender, self.claims)
         self.beats = KafkaBeats(connection, self.names, self.feeds, self.sender)
-        self.runs: RunQueue = MemoryRunQueue(self.log.now_ms)
+        self.runs = KafkaRunQueue(connection, self.names, self.feeds, self.sender)
 
     async def close(self) -> None:
         """Close what follows and the connection. A second call does nothing."""
@@ -41,7 +40,7 @@ class Kafka:
 
 
 async def open_kafka(url: str | Sequence[str], *, options: KafkaOptions | None = None) -> Kafka:
-    """Connect, make or check the topics, and read the claims.
+    """Connect, make or check the topics, and read the claims and the runs.
 
     The URL's query overrides ``options``. Raises `BrokerUnavailable`, `BrokerRefused` or `BrokerUnsuitable`, each one
     line; after that the connection is kept up for ever.
@@ -52,6 +51,7 @@ async def open_kafka(url: str | Sequence[str], *, options: KafkaOptions | None =
     try:
         await topics.check(connection, topics.wanted(broker.names, chosen))
         await broker.claims.start()
+        await broker.runs.start()
     except BaseException:
         await broker.close()
         raise

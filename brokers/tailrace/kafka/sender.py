@@ -42,13 +42,13 @@ class Ack(NamedTuple):
 
 class _Item(NamedTuple):
     key: bytes
-    value: bytes
+    value: bytes | None
     headers: Headers
     future: asyncio.Future[Ack]
     deadline: float
 
 
-def size_of(key: bytes, value: bytes, headers: Headers) -> int:
+def size_of(key: bytes, value: bytes | None, headers: Headers) -> int:
     """The most bytes that a batch of this record alone takes."""
     size: int = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
     return size + BATCH_OVERHEAD
@@ -66,8 +66,9 @@ class Sender:
         self._woken = False
         self._closed = False
 
-    def send(self, place: Place, key: bytes, value: bytes, headers: Headers) -> asyncio.Future[Ack]:
-        """Queue a record; the future gives its `Ack`, or raises `Unanswered` or `BrokerError`."""
+    def send(self, place: Place, key: bytes, value: bytes | None, headers: Headers) -> asyncio.Future[Ack]:
+        """Queue a record, without a value a tombstone; the future gives its `Ack`, or raises `Unanswered` or
+        `BrokerError`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ack] = loop.create_future()
         if self._closed:

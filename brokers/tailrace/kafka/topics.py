@@ -11,6 +11,9 @@ a stream is.
     <prefix>.claims     where to begin to read a stream (`claims`), by hash of the id
     <prefix>.segments   sealed streams, by hash of the id
     <prefix>.members    heartbeats, one partition
+    <prefix>.runs       commands that are not done (`runs`), by hash of the stream's id; compacted
+    <prefix>.cancels    which runs to stop, by member, one partition
+    <prefix>.dead       commands that nobody can run, one partition
 """
 
 from __future__ import annotations
@@ -57,6 +60,9 @@ class Names:
         self.claims = f"{options.prefix}.claims"
         self.segments = f"{options.prefix}.segments"
         self.members = Place(f"{options.prefix}.members", 0)
+        self.cancels = Place(f"{options.prefix}.cancels", 0)
+        self.dead = Place(f"{options.prefix}.dead", 0)
+        self.all_runs = [Place(f"{options.prefix}.runs", number) for number in range(options.claims_partitions)]
         self.all_claims = [Place(self.claims, number) for number in range(options.claims_partitions)]
         self.all_records = [Place(self.chunks, number) for number in range(options.partitions)]
         self._partitions, self._claims_partitions = options.partitions, options.claims_partitions
@@ -73,6 +79,10 @@ class Names:
         """Where its segments are."""
         return Place(self.segments, self._number(stream_id) % self._partitions)
 
+    def runs(self, stream_id: str) -> Place:
+        """Where its commands are."""
+        return self.all_runs[self.claims_partition(stream_id)]
+
     def claims_partition(self, stream_id: str) -> int:
         return self._number(stream_id) % self._claims_partitions
 
@@ -86,6 +96,11 @@ def wanted(names: Names, options: KafkaOptions) -> list[Topic]:
         Topic(names.claims, options.claims_partitions, options.replicas, common, "CLAIMS_PARTITIONS"),
         Topic(names.segments, options.partitions, options.replicas, common, "PARTITIONS"),
         Topic(names.members.topic, 1, options.replicas, members),
+        Topic(
+            names.all_runs[0].topic, options.claims_partitions, options.replicas, _runs(options), "CLAIMS_PARTITIONS"
+        ),
+        Topic(names.cancels.topic, 1, options.replicas, members),
+        Topic(names.dead.topic, 1, options.replicas, common),
     ]
 
 
@@ -100,6 +115,15 @@ def settings_of(options: KafkaOptions, retention: float) -> dict[str, str]:
         "max.message.bytes": str(options.max_message_bytes),
         "min.insync.replicas": str(options.min_insync_replicas),
         "unclean.leader.election.enable": "false",
+    }
+
+
+def _runs(options: KafkaOptions) -> dict[str, str]:
+    """A command waits for as long as it takes: only compaction removes what is done."""
+    aged = settings_of(options, options.retention)
+    return {name: value for name, value in aged.items() if not name.startswith("retention.")} | {
+        "cleanup.policy": "compact",
+        "segment.ms": "3600000",  # what is done since the last compaction is read at every start
     }
 
 

@@ -28,12 +28,12 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from tailrace.command_wire import ID, REASON
 from tailrace.contracts import Command, StreamStore
 from tailrace.errors import BrokerError, BrokerUnavailable, InvalidStreamId
 from tailrace.jetstream import JetStreamOptions, JetStreamRunQueue, decode_command
 from tailrace.jetstream.address import Address
 from tailrace.jetstream.client import Client
-from tailrace.jetstream.commands import ID, REASON
 from tailrace.jetstream.connection import Connection
 from tailrace.model import validate_stream_id
 from tailrace.worker.handlers import Handler
