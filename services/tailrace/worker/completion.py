@@ -71,12 +71,17 @@ class Completion:
     def __init__(self, controller: AssistantStreamController) -> None:
         self._controller = controller
         self.calls: list[Call] = []
-        self.text = ""
+        self._texts: list[str] = []
         self._at: dict[int, Call] = {}
         self._said: tuple[str, TextWriter] | None = None
         self._started = False
         self._reason: str | None = None
         self._usage: dict[str, Json] = {"inputTokens": 0, "outputTokens": 0}
+
+    @property
+    def text(self) -> str:
+        """The visible text so far."""
+        return "".join(self._texts)
 
     def feed(self, part: ChatCompletionChunk) -> None:
         """The next part of the stream."""
@@ -109,7 +114,7 @@ class Completion:
             self._said = kind, controller.add_text_part() if kind == "text" else controller.add_reasoning_part()
         self._said[1].append(text)
         if kind == "text":
-            self.text += text
+            self._texts.append(text)
 
     def _close_text(self) -> None:
         if self._said is not None:
