@@ -25,7 +25,7 @@ class Redis:
         self.capabilities = CAPABILITIES
         self.log = RedisLog(connection, names)
         self.beats = RedisBeats(connection, names, self.log, options.member_retention)
-        self.runs = RedisRunQueue(connection, names, options)
+        self.runs = RedisRunQueue(connection, names, options, self.log.listener)
 
     async def close(self) -> None:
         """Close the followings and the connections. A second call does nothing."""

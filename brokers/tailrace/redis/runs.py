@@ -14,17 +14,21 @@ Rules.
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tailrace.command_wire import decode_command, encode_command
 from tailrace.contracts import Command
-from tailrace.errors import BrokerFailed, BrokerUnavailable, RunTooLarge
-from tailrace.redis.commands import decode_command, encode_command
+from tailrace.errors import BrokerUnavailable, RunTooLarge
 from tailrace.redis.connection import Connection, Unanswered
+from tailrace.redis.listening import Listener
 from tailrace.redis.names import Names
 from tailrace.redis.options import RedisOptions
 from tailrace.redis.scripts import Script
+from tailrace.redis.wire import Entry
 
 GROUP = "workers"
 MAX_INPUT = 8 * 1024 * 1024
@@ -34,7 +38,7 @@ _DEAD = 10_000  # dead letters that are kept, about
 _SUBMIT = Script("""
 local facts = redis.call('HGET', KEYS[1], 'm:' .. ARGV[1])
 if facts then return {facts, redis.call('HGET', KEYS[1], 'i:' .. ARGV[1])} end
-redis.call('HSET', KEYS[1], 'm:' .. ARGV[1], ARGV[3], 'i:' .. ARGV[1], ARGV[4])
+redis.call('HSET', KEYS[1], 'm:' .. ARGV[1], ARGV[3], 'i:' .. ARGV[1], ARGV[4], 'c:' .. ARGV[1], ARGV[5])
 local clock = redis.call('TIME')
 local now = string.format('%.0f', tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000))
 redis.call('XADD', KEYS[2], '*', 'id', ARGV[2], 'command', ARGV[5], 'n', '1', 'at', now)
@@ -56,14 +60,13 @@ if ARGV[4] == 'retry' then
   redis.call('XADD', KEYS[2], '*', 'id', ARGV[7], 'command', ARGV[6], 'n', ARGV[8], 'at', ARGV[9])
   return 1
 end
-local facts = redis.call('HGET', KEYS[1], 'm:' .. ARGV[5])
 if ARGV[4] == 'bury' then
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*', 'id', ARGV[7], 'handler', ARGV[5], 'reason', ARGV[9],
-    'facts', facts or '', 'input', redis.call('HGET', KEYS[1], 'i:' .. ARGV[5]) or '')
+    'facts', redis.call('HGET', KEYS[1], 'm:' .. ARGV[5]) or '',
+    'input', redis.call('HGET', KEYS[1], 'i:' .. ARGV[5]) or '')
 end
-local ok, value = pcall(cjson.decode, facts or '')
-if not ok or type(value) ~= 'table' or value.id == ARGV[6] then
-  redis.call('HDEL', KEYS[1], 'm:' .. ARGV[5], 'i:' .. ARGV[5])
+if redis.call('HGET', KEYS[1], 'c:' .. ARGV[5]) == ARGV[6] then
+  redis.call('HDEL', KEYS[1], 'm:' .. ARGV[5], 'i:' .. ARGV[5], 'c:' .. ARGV[5])
 end
 return 1
 """)
@@ -84,7 +87,15 @@ class Taken:
 
     def command(self) -> Command:
         """Raises `RecordError`."""
-        return decode_command(self.stream_id, self.facts, self.input)
+        return _read(self.facts, self.input)
+
+
+def _read(facts: bytes, data: bytes) -> Command:
+    try:
+        headers = json.loads(facts)
+    except ValueError:
+        headers = None
+    return decode_command(headers if isinstance(headers, dict) else None, data)
 
 
 class RedisRunQueue:
@@ -92,14 +103,16 @@ class RedisRunQueue:
 
     kind = "redis"
 
-    def __init__(self, connection: Connection, names: Names, options: RedisOptions) -> None:
+    def __init__(self, connection: Connection, names: Names, options: RedisOptions, listener: Listener) -> None:
         self.connection = connection
+        self._listener = listener
         self.names = names
         self.ack_wait = options.ack_wait
 
     async def submit(self, command: Command) -> Command:
         command = replace(command, id=command.id or secrets.token_hex(12))
-        facts, data = encode_command(command)
+        headers, data = encode_command(command)
+        facts = json.dumps(headers, separators=(",", ":"))
         if (size := len(data)) > MAX_INPUT:
             raise RunTooLarge(f"The run of {command.stream_id} has {size} bytes of input; the most is {MAX_INPUT}")
         keys = (self.names.run(command.stream_id), self.names.runs(command.handler))
@@ -110,23 +123,24 @@ class RedisRunQueue:
                 )
             except Unanswered:
                 continue
-            return decode_command(command.stream_id, *found) if found else command
+            return _read(*found) if found else command
         raise BrokerUnavailable(f"Redis at {self.connection} did not confirm the run of {command.stream_id}")
 
     async def find(self, stream_id: str) -> Command | None:
-        flat = await self._ask("HGETALL", self.names.run(stream_id))
+        flat = await self.ask("HGETALL", self.names.run(stream_id))
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         for name, facts in fields.items():
             if name.startswith(b"m:"):
-                return decode_command(stream_id, facts, fields.get(b"i:" + name[2:], b""))
+                return _read(facts, fields.get(b"i:" + name[2:], b""))
         return None
 
     async def cancel(self, member_id: str, stream_id: str) -> None:
         key = self.names.cancels(member_id)
-        await self._ask("XADD", key, "MAXLEN", "~", 1000, "*", "id", stream_id)
-        await self._ask("PEXPIRE", key, 3600_000)
+        await self.ask("XADD", key, "MAXLEN", "~", 1000, "*", "id", stream_id)
+        await self.ask("PEXPIRE", key, 3600_000)
 
-    async def _ask(self, *arguments: Any) -> Any:
+    async def ask(self, *arguments: Any) -> Any:
+        """The answer to a plain command. Raises `BrokerError`."""
         try:
             return await self.connection.call(*arguments)
         except Unanswered as error:
@@ -134,24 +148,15 @@ class RedisRunQueue:
 
     # --- for workers
 
-    async def ensure_group(self, handler: str) -> None:
-        """Make the handler's group. Raises `BrokerError`."""
-        try:
-            await self._ask("XGROUP", "CREATE", self.names.runs(handler), GROUP, "0", "MKSTREAM")
-        except BrokerFailed as error:
-            if "BUSYGROUP" not in error.message:
-                raise
+    def on_cancel(self, member_id: str, stop: Callable[[str], object]) -> Callable[[], None]:
+        """Call ``stop`` with the stream id of each cancel for this member; calling what this returns ends that."""
 
-    async def load(self, handler: str, entry: str, fields: dict[bytes, bytes], deliveries: int) -> Taken | None:
-        """The command of an entry that was taken, or None where it was acked already."""
-        stream_id = fields.get(b"id", b"").decode("utf-8", "replace")
-        name = handler.encode()
-        facts, data = await self._ask("HMGET", self.names.run(stream_id), b"m:" + name, b"i:" + name)
-        attempt = int(fields.get(b"n", b"1")) + deliveries - 1
-        command_id = fields.get(b"command", b"").decode("utf-8", "replace")
-        at = int(fields.get(b"at", b"0"))
-        taken = Taken(handler, entry, stream_id, command_id, attempt, at, facts or b"", data or b"")
-        return taken if facts else None
+        def take(entries: list[Entry]) -> None:
+            for _, fields in entries:
+                stop(fields.get(b"id", b"").decode("utf-8", "replace"))
+
+        channel = self._listener.add(self.names.cancels(member_id), 0, take, lambda: None)
+        return lambda: self._listener.remove(channel)
 
     async def settle(self, taken: Taken, consumer: str, verb: str, *arguments: Any) -> bool:
         """Do ``verb`` (ack, working, retry, bury) with an entry; False where it is in other hands now."""

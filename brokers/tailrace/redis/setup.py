@@ -26,10 +26,7 @@ async def check(connection: Connection) -> bool:
     _check_server(facts, str(connection))
     durable = facts.get("aof_enabled") == "1"
     if not durable:
-        _log.warning(
-            "Redis at %s keeps no append-only file: a kill of the server loses acknowledged chunks. Set appendonly yes",
-            connection,
-        )
+        _log.warning("no append-only file: Redis at %s loses acknowledged chunks when it is killed", connection)
     return durable
 
 

@@ -36,7 +36,12 @@ class Source(Protocol):
         """Let go: what was not acked is delivered again. Idempotent."""
 
 
-_SOURCES = {"memory": "tailrace.worker.memory_source", "jetstream": "tailrace.worker.nats_source"}
+_SOURCES = {
+    "memory": "tailrace.worker.memory_source",
+    "jetstream": "tailrace.worker.nats_source",
+    "redis": "tailrace.worker.redis_source",
+    "kafka": "tailrace.worker.kafka_source",
+}
 
 
 def source_of(store: StreamStore, runner: Runner, handlers: Mapping[str, Handler]) -> Source:
