@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 
 from fuzz import Disagreement, Fuzz, examples
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from upstream import Upstream
 
 
+class Enough(KeyboardInterrupt):
+    """The time is over; hypothesis lets nothing else through."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so long, whatever was asked for"
+    )
     parser.add_argument("--keep-going", action="store_true", help="print disagreements as they are, and go on")
     options = parser.parse_args()
     began = time.monotonic()
@@ -32,6 +40,8 @@ def main() -> int:
         )
         @given(examples)
         def check(example: object) -> None:
+            if time.monotonic() - began > options.minutes * 60:
+                raise Enough
             try:
                 fuzz.example(example)  # type: ignore[arg-type]
             except Disagreement as found:
@@ -44,7 +54,8 @@ def main() -> int:
                     f"{fuzz.seen['programs']} programs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True
                 )
 
-        fuzz.run(check)
+        with suppress(Enough):
+            fuzz.run(check)
         for title, counted in (("seen", fuzz.seen), ("differences", fuzz.fired)):
             print(f"{title}:")
             for name, count in sorted(counted.items()):

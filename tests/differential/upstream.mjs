@@ -23,7 +23,7 @@ for (const version of Object.keys(folders)) {
   partials[version] = await load(version, "utils/json/parse-partial-json-object.js");
 }
 const WATCHDOG = 4000;
-const PATIENCE = 40; // turns that a finished program gets to end its stream
+const PATIENCE = 12; // turns that a finished program gets to end its stream
 
 const turn = () => new Promise((done) => setImmediate(done));
 const quietly = (call) => {

@@ -10,7 +10,9 @@ what is no chunk (`drops` says what); 0.3.15 fails instead. A stream without ``[
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Final
 
 from tailrace.message.chunks import UNDEFINED, Chunk, InvalidChunk, Json, TextDeltaChunk, chunk_from_json
@@ -30,6 +32,7 @@ _REQUIRED: Final[dict[str, tuple[str, type]]] = {
     "message-finish": ("finishReason", str),
     "update-state": ("operations", list),
 }
+_TEXT_DELTA: Final = re.compile(r'\{"type":"text-delta","path":\[(0|[1-9][0-9]{0,8})\],"textDelta":"')
 _FREE: Final = frozenset(["part-finish", "tool-call-args-text-finish", "step-start", "error", "result"])
 
 
@@ -80,6 +83,8 @@ class AssistantTransportDecoder(BaseDecoder[Chunk]):
             elif event.data == DONE:
                 self._done = True
                 return
+            elif (delta := _text_delta(event.data)) is not None:
+                self._out.append(delta)
             elif self._legacy:
                 self._legacy_chunk(event.data)
             else:
@@ -105,6 +110,18 @@ class AssistantTransportDecoder(BaseDecoder[Chunk]):
             except InvalidChunk:
                 reason = "invalid-path"
         self._drop(f"Dropped invalid assistant-transport chunk ({reason}): {data[:200]}")
+
+
+def _text_delta(data: str) -> TextDeltaChunk | None:
+    """The chunk that nearly every event is, read in a third of the time; None where another way has to be taken."""
+    match = _TEXT_DELTA.match(data)
+    if match is None:
+        return None
+    try:
+        text, end = scanstring(data, match.end(), True)
+    except ValueError:
+        return None
+    return TextDeltaChunk(text, (int(match[1]),)) if data[end:] == "}" else None
 
 
 def _flaw(value: Json) -> str | None:
