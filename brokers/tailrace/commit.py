@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tailrace import decide
 from tailrace.errors import BrokerUnavailable, TailraceError
@@ -40,13 +40,24 @@ class Rewound(Exception):
     """The log ends before a position that it had acknowledged: it lost records. Nothing was stored."""
 
 
-async def backoff(first: float = 0.02, longest: float = 1.0) -> AsyncIterator[int]:
-    """Yield attempt numbers with growing, jittered pauses between them, for ever."""
-    pause = first
-    for attempt in count(1):
-        yield attempt
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(pause * 2, longest)
+class backoff:  # used like a function
+    """Attempt numbers with growing, jittered pauses between them, for ever. (No generator: one that is left before its
+    end, as this always is, costs a task to close it.)"""
+
+    def __init__(self, first: float = 0.02, longest: float = 1.0) -> None:
+        self._pause = first
+        self._longest = longest
+        self._attempt = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> int:
+        if self._attempt:
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+            self._pause = min(self._pause * 2, self._longest)
+        self._attempt += 1
+        return self._attempt
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:

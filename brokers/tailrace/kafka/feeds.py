@@ -18,17 +18,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetResetStrategy
 
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
-from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place, fetched_of
+from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place
 from tailrace.kafka.reading import Batch, Raw, batches_of
 from tailrace.kafka.refusals import Unanswered
-
-PARTITION_BYTES = 1024 * 1024
-ANSWER_BYTES = 8 * 1024 * 1024
+from tailrace.kafka.sessions import Session
 
 Lost = Callable[[int, int], int]
 
@@ -72,6 +69,7 @@ class _Lane:
         self.node = node
         self.number = number
         self.feeds: dict[Place, Feed] = {}
+        self.session = Session()
         self.task: asyncio.Task[None] | None = None
 
 
@@ -155,7 +153,7 @@ class Feeds:
                     continue
                 self._answered_again()
                 moved = False
-                for place, fetched in fetched_of(answer).items():
+                for place, fetched in (lane.session.answered(answer) or {}).items():
                     if (feed := feeds[place]) is lane.feeds.get(place):
                         moved |= await self._took(lane, feed, fetched)
                 if moved:
@@ -173,19 +171,19 @@ class Feeds:
             self._connection.hang_up(lane.node, lane.number)
 
     async def _ask(self, lane: _Lane, feeds: Iterable[Feed]) -> Any:
-        topics: dict[str, list[tuple[int, int, int]]] = {}
-        for feed in feeds:
-            start = feed.last.offset if feed.doubted and feed.last is not None else feed.position
-            topics.setdefault(feed.place.topic, []).append((feed.place.partition, start, PARTITION_BYTES))
+        starts = {
+            feed.place: feed.last.offset if feed.doubted and feed.last is not None else feed.position for feed in feeds
+        }
         options = self._connection.options
         wait = 0 if self.away else options.fetch_wait
-        request = FetchRequest(int(wait * 1000), 1, ANSWER_BYTES, 0, list(topics.items()))
-        return await self._connection.request(lane.node, request, lane.number, wait + options.request_timeout)
+        question = lane.session.question(starts, int(wait * 1000))
+        return await self._connection.request(lane.node, question, lane.number, wait + options.request_timeout)
 
     async def _failed(self, lane: _Lane, error: Exception) -> None:
         if not self.away:
             _log.warning("the broker does not answer: %s", error)
         self.away = True
+        lane.session.reset()
         for feed in lane.feeds.values():
             feed.doubted = True
         await asyncio.sleep(RETRY_PAUSE)

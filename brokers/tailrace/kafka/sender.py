@@ -27,7 +27,7 @@ from tailrace.kafka.connection import RETRY_PAUSE, WRITE, Connection, Place
 from tailrace.kafka.refusals import Unanswered
 
 Headers = list[tuple[str, bytes]]
-PUMPS = 2  # requests in flight to one node
+PUMPS = 1  # requests in flight to one node
 BATCH_OVERHEAD = 61  # bytes of a batch beside its records
 RECORD_OVERHEAD = 21  # the most bytes of a record beside its key, value and headers
 REQUEST_BYTES = 16 * 1024 * 1024
