@@ -134,7 +134,10 @@ class Connection:
 
     def _refusal(self, error: BaseException) -> BrokerError:
         if isinstance(error, TimeoutError):
-            return BrokerUnavailable(f"Cannot reach Redis at {self}: no answer in {self.options.connect_timeout:g} s")
+            tls = " (does it speak TLS?)" if self.address.tls else ""
+            return BrokerUnavailable(
+                f"Cannot reach Redis at {self}: no answer in {self.options.connect_timeout:g} s{tls}"
+            )
         return refusals.connecting(error, str(self))
 
     async def _where(self) -> tuple[str, int]:
@@ -162,7 +165,7 @@ class Connection:
     def _make(self, host: str, port: int) -> Socket:
         options = self.options
         settings = self._common() | {"socket_timeout": None, "host": host, "port": port, "db": self.address.database}
-        settings |= {"username": options.user, "password": options.password, "client_name": options.name}
+        settings |= {"username": options.user, "password": options.password}
         if not self.address.tls:
             return Socket(**settings)
         return SSLConnection(

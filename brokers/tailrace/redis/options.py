@@ -35,7 +35,6 @@ class RedisOptions:
     ack_wait: float = 30.0
     connect_timeout: float = 4.0
     request_timeout: float = 5.0
-    name: str = "tailrace"
 
     def __post_init__(self) -> None:
         if _PREFIX.fullmatch(self.prefix) is None:

@@ -24,6 +24,7 @@ from tailrace.errors import (
 )
 
 _LATER = ("MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED", "NOREPLICAS", "BUSY Redis", "FAILOVER")
+_GRANT = "Grant the user these commands and keys."
 _REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username-password", "Authentication required", "AUTH <password>")
 
 
@@ -39,9 +40,7 @@ def of(error: RedisError, where: str) -> TailraceError:
     if isinstance(error, BusyLoadingError) or any(words in text for words in _LATER):
         return BrokerUnavailable(f"Redis at {where} is not ready: {text}")
     if isinstance(error, NoPermissionError) or "no permissions" in text:
-        return BrokerRefused(
-            f"Redis at {where} forbids what Tailrace needs: {text}", hint="Grant the user these commands and keys."
-        )
+        return BrokerRefused(f"Redis at {where} forbids what Tailrace needs: {text}", hint=_GRANT)
     if is_login(error):
         return BrokerRefused(f"Redis at {where} refused the login: {text}")
     if "MISCONF" in text or "unable to persist" in text:
@@ -64,7 +63,9 @@ def connecting(error: BaseException, where: str) -> BrokerError:
                 hint="Check rediss:// against redis://, and tls_ca, tls_cert and tls_key.",
             )
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, RedisError) and (is_login(error) or isinstance(error, NoPermissionError)):
+    if isinstance(error, NoPermissionError):
+        return BrokerRefused(f"Redis at {where} forbids what Tailrace needs: {error}", hint=_GRANT)
+    if isinstance(error, RedisError) and is_login(error):
         return BrokerRefused(f"Redis at {where} refused the login: {error}")
     text = str(error) or type(error).__name__
     if "Protocol Error" in text or "Invalid Database" in text or "DB index" in text:

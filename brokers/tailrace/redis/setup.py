@@ -23,14 +23,15 @@ async def check(connection: Connection) -> bool:
         if "unknown command" in error.message:
             raise BrokerUnsuitable(f"What answers at {connection} knows no INFO: is it a Redis?") from error
         raise
-    _check_server(facts, str(connection))
+    check_server(facts, str(connection))
     durable = facts.get("aof_enabled") == "1"
     if not durable:
         _log.warning("no append-only file: Redis at %s loses acknowledged chunks when it is killed", connection)
     return durable
 
 
-def _check_server(facts: dict[str, str], where: str) -> None:
+def check_server(facts: dict[str, str], where: str) -> None:
+    """Raise `BrokerUnsuitable` where the INFO of the server at ``where`` says what a promise would break on."""
     name = "Valkey" if facts.get("server_name") == "valkey" else "Redis"
     version = facts.get("valkey_version") or facts.get("redis_version") or "0"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())

@@ -19,6 +19,7 @@ from tailrace.errors import BrokerUnavailable
 from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
 
 LOOK_INTERVAL = 0.01
+SETTINGS = 'save ""\nappendonly yes\nappendfsync everysec\nrepl-diskless-sync-delay 0\n'
 BINARIES = ("redis-server", "valkey-server")
 
 
@@ -35,12 +36,19 @@ class RedisServer(ServerProcess):
     configuration (``requirepass secret``). The port is chosen at the first start and kept."""
 
     def __init__(
-        self, directory: Path, *, config: str = "", binary: str | None = None, arguments: Sequence[str] = ()
+        self,
+        directory: Path,
+        *,
+        config: str = "",
+        settings: str = SETTINGS,
+        binary: str | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.directory = directory
         self.port = 0
         self.config = config
+        self._settings = settings
         self._binary = binary or find_binary()
         self._arguments = arguments
 
@@ -61,7 +69,7 @@ class RedisServer(ServerProcess):
         path = self.directory / "server.conf"
         if not path.exists():  # a server and a sentinel write what they learn into it
             path.write_text(
-                f"port {self.port}\nbind {HOST}\nlogfile server.log\n{self._settings()}{self.config}\n",
+                f"port {self.port}\nbind {HOST}\nlogfile server.log\n{self._settings}{self.config}\n",
                 encoding="utf-8",
             )
         # The tie fires when the thread that starts the server ends, so only the main thread's may be used.
@@ -74,9 +82,6 @@ class RedisServer(ServerProcess):
             stderr=subprocess.DEVNULL,
             preexec_fn=tie_by_kernel() if tied else None,  # noqa: PLW1509 - one call that takes no lock
         )
-
-    def _settings(self) -> str:
-        return 'save ""\nappendonly yes\nappendfsync everysec\nrepl-diskless-sync-delay 0\n'
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -103,19 +108,6 @@ class RedisServer(ServerProcess):
             return b""
 
 
-class _Sentinel(RedisServer):
-    def __init__(self, directory: Path, master: RedisServer, quorum: int) -> None:
-        super().__init__(directory, arguments=("--sentinel",))
-        self._master, self._quorum = master, quorum
-
-    def _settings(self) -> str:
-        name = RedisSentinels.service
-        return (
-            f"sentinel monitor {name} {HOST} {self._master.port} {self._quorum}\n"
-            f"sentinel down-after-milliseconds {name} 1000\nsentinel failover-timeout {name} 5000\n"
-        )
-
-
 class RedisSentinels:
     """A master, a replica and three sentinels in folders of ``directory``; `start` (or ``with``) runs them."""
 
@@ -123,7 +115,9 @@ class RedisSentinels:
 
     def __init__(self, directory: Path) -> None:
         self.servers = [RedisServer(directory / "one"), RedisServer(directory / "two")]
-        self.sentinels = [_Sentinel(directory / f"sentinel{number}", self.servers[0], 2) for number in range(3)]
+        self.sentinels = [
+            RedisServer(directory / f"sentinel{number}", settings="", arguments=("--sentinel",)) for number in range(3)
+        ]
 
     @property
     def url(self) -> str:
@@ -140,6 +134,11 @@ class RedisSentinels:
             second.start()
         for sentinel in self.sentinels:
             if not sentinel.running:
+                sentinel.config = (
+                    f"sentinel monitor {self.service} {HOST} {first.port} 2\n"
+                    f"sentinel down-after-milliseconds {self.service} 1000\n"
+                    f"sentinel failover-timeout {self.service} 5000\n"
+                )
                 sentinel.start()
         deadline = time.monotonic() + START_TIMEOUT
         while not all(self._knows(sentinel) for sentinel in self.sentinels):
