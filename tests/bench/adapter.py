@@ -1,4 +1,4 @@
-"""The suite's target `tailrace-nats`: JetStream on disk, the gateway and the producer, each a process of its own.
+"""The suite's targets `tailrace-…`: a broker on disk, the gateway and the producer, each a process of its own.
 
 run.py links this file into the suite's adapters folder. Chunks go from the agent straight into the store; readers
 come through the gateway.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tailbench import CommandProducerTarget, Proc, Req, free_port  # type: ignore[import-not-found]
 
@@ -16,42 +17,45 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/bench"
 BIN = ROOT / ".venv/bin"
 sys.path.insert(0, str(HERE))
+from backends import Broker  # noqa: E402
 from producer import call  # noqa: E402
 
 
-class TailraceNats(CommandProducerTarget):  # type: ignore[misc]
+class Tailrace(CommandProducerTarget):  # type: ignore[misc]
     batch, window = 64, 2  # of a stream at unlimited rate: chunks a call, calls in flight
-    sync = False  # must the broker have a message on the disk before it acknowledges?
     replay_finished = True
     resume_from = True
     persists = True
 
-    def __init__(self, name: str, label: str, **differs: int) -> None:
-        self.name, self.label = name, label
+    def __init__(self, name: str, broker: str, label: str, **differs: int) -> None:
+        self.name, self.label, self._kind = name, f"Tailrace gateway on {label}", broker
         self.__dict__.update(differs)
 
     def setup(self, work: Path) -> list[Proc]:
-        self.port, self.agent_port, nats = free_port(), free_port(), free_port()
-        url = f"nats://127.0.0.1:{nats}"
-        store = [BIN / "nats-server", "-a", "127.0.0.1", "-p", nats, "-js", "-sd", work / "js"]
-        if self.sync:
-            (work / "nats.conf").write_text("jetstream { sync_interval: always }\n")
-            store += ["-c", work / "nats.conf"]
-        gateway = [BIN / "tailrace", "gateway", "--store", url, "--host", "127.0.0.1", "--port", self.port]
-        agent = [BIN / "python", HERE / "agent.py", "--store", url, "--port", self.agent_port]
+        self.port, self.agent_port = free_port(), free_port()
+        gateway = [BIN / "tailrace", "gateway", "--store", self._broker.url, "--host", "127.0.0.1", "--port", self.port]
+        agent = [BIN / "python", HERE / "agent.py", "--store", self._broker.url, "--port", self.agent_port]
         return [
-            Proc("nats", store, ready_port=nats, role="store"),
             Proc("gateway", gateway, ready_port=self.port, role="server"),
             Proc("agent", agent, ready_port=self.agent_port, role="producer"),
         ]
 
     def start(self, work: Path) -> None:
+        self._broker = Broker(self._kind, work / "broker").start()
+        self.redis_port = urlsplit(self._broker.url).port if self._kind == "redis" else None  # its commands are counted
         super().start(work)
+        self.running += [(Proc(self._kind, [], role="store"), process) for process in self._broker.processes]
         end = time.monotonic() + 15
         while self.http(Req("GET", "/readyz"), ok=(200, 204, 503))[0].status == 503:
             if time.monotonic() > end:
                 raise RuntimeError(f"gateway not ready: {(work / 'gateway.log').read_text()[-2000:]}")
             time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.running = [(proc, process) for proc, process in getattr(self, "running", []) if proc.role != "store"]
+        super().stop()  # those that use the broker first
+        if hasattr(self, "_broker"):
+            self._broker.kill()
 
     def producer_argv(self) -> list[str]:
         return [
@@ -78,11 +82,13 @@ class TailraceNats(CommandProducerTarget):  # type: ignore[misc]
         return Req("GET", f"/v1/runs/{sid}" + (f"?offset={from_chunk * size}" if from_chunk else ""))
 
 
-ON_DISK = "Tailrace gateway on NATS JetStream (file storage)"
 TARGETS = [
-    TailraceNats("tailrace-nats", ON_DISK),
+    Tailrace("tailrace-nats", "nats", "NATS JetStream (file storage)"),
     # The load that the HTTP peers get in M4: one chunk outstanding per stream.
-    TailraceNats("tailrace-nats-serial", f"{ON_DISK}, M4 one chunk at a time per stream", batch=1, window=1),
+    Tailrace("tailrace-nats-serial", "nats", "NATS JetStream, M4 one chunk at a time per stream", batch=1, window=1),
     # The durability of dsrs-file, which syncs every append; the broker's default syncs every two minutes.
-    TailraceNats("tailrace-nats-sync", f"{ON_DISK}, synced before each ack", sync=True),
+    Tailrace("tailrace-nats-sync", "nats-sync", "NATS JetStream, synced before each ack"),
+    Tailrace("tailrace-nats-r3", "nats-r3", "NATS JetStream, three nodes, three copies"),
+    Tailrace("tailrace-kafka", "kafka", "Apache Kafka, one node"),
+    Tailrace("tailrace-redis", "redis", "Redis (AOF, everysec)"),
 ]

@@ -1,173 +1,50 @@
 """Cells that need no peer: what a call in the producer's own process, a resume and an idle reader cost.
 
-    append   20 streams as fast as acks allow, from one process straight into JetStream on disk
+    append   20 streams as fast as acks allow, from one process straight into the broker
     resume   first byte of a live stream of 1000 chunks, each stored by a publish of its own:
                warm       another reader is attached
                seen       the gateway has served it before, nobody is attached now
                cold       a gateway that never saw the stream (and, apart, its very first request)
+    attach   first byte of a live stream of one chunk, on a partition that the gateway does not follow yet (Kafka)
     idle     500 streams with one idle reader each: CPU, and every command that reached the broker
+    growth   see growth.py
 
 A first byte is timed by one blocking socket, from before connect() until the first chunk's first byte.
-Prints a table; --out appends JSON lines, one a row.
+`--brokers` names others than each cell's own; backends.py has them all. Prints a table; --out appends JSON lines, one a
+row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = ROOT / "tests/bench"
-BIN = Path(sys.executable).parent
-sys.path.insert(0, str(HERE))
-from agent import Order, Production, now_us, quantiles  # noqa: E402
-from producer import call, produce  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))
+from agent import Order, Production, quantiles
+from backends import cpu_seconds
+from growth import growth_cell
+from producer import call, produce
+from system import first_byte_us, host_speed, open_reader, system
 
 Row = dict[str, Any]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def get_json(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-        return json.load(answer)
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def host_speed() -> int:
-    """Loops per CPU millisecond: shared hosts change their speed twofold without showing it."""
-    began, loops = time.thread_time(), 0
-    for _ in range(300_000):
-        loops += 1
-    return round(loops / (time.thread_time() - began) / 1000)
-
-
-class System:
-    """A broker on disk, and the processes beside it; each ends with its block, by pid."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.nats_port, self.monitor_port = free_port(), free_port()
-        self.url = f"nats://127.0.0.1:{self.nats_port}"
-
-    @contextmanager
-    def process(self, name: str, port: int, *argv: object, path: str = "") -> Iterator[subprocess.Popen[bytes]]:
-        """Started and ready: the port answers and, with a path, so does GET path."""
-        log = self.work / f"{name}.log"
-        with log.open("ab") as sink:
-            child = subprocess.Popen([str(a) for a in argv], stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
-        try:
-            self._await_ready(name, child, port, path, log)
-            yield child
-        finally:
-            child.terminate()
-            try:
-                child.wait(5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-    def _await_ready(self, name: str, child: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
-        end = time.monotonic() + 30
-        while time.monotonic() < end and child.poll() is None:
-            with suppress(OSError, urllib.error.HTTPError):
-                if path:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).close()
-                else:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                return
-            time.sleep(0.03)
-        raise RuntimeError(f"{name} is not ready: {log.read_text()[-1000:]}")
-
-    @contextmanager
-    def broker(self) -> Iterator[subprocess.Popen[bytes]]:
-        argv = (BIN / "nats-server", "-a", "127.0.0.1", "-p", self.nats_port, "-m", self.monitor_port)
-        with self.process("nats", self.nats_port, *argv, "-js", "-sd", self.work / "js") as child:
-            yield child
-
-    @contextmanager
-    def gateway(self) -> Iterator[tuple[int, int]]:
-        """Yields (port, pid)."""
-        port = free_port()
-        argv = (BIN / "tailrace", "gateway", "--store", self.url, "--host", "127.0.0.1", "--port", port)
-        with self.process("gateway", port, *argv, path="/readyz") as child:
-            yield port, child.pid
-
-    @contextmanager
-    def agent(self) -> Iterator[tuple[int, int]]:
-        """Yields (port, pid)."""
-        port = free_port()
-        argv = (sys.executable, HERE / "agent.py", "--store", self.url, "--port", port)
-        with self.process("agent", port, *argv) as child:
-            yield port, child.pid
-
-    def broker_counts(self) -> dict[str, int]:
-        varz = get_json(self.monitor_port, "/varz")
-        api = get_json(self.monitor_port, "/jsz").get("api", {}).get("total", 0)
-        return {"in_msgs": varz["in_msgs"], "out_msgs": varz["out_msgs"], "api": api}
-
-
-def open_reader(port: int, sid: str) -> tuple[socket.socket, bytes]:
-    """A request sent and its headers read; returns the socket and the body bytes that came along."""
-    link = socket.create_connection(("127.0.0.1", port), 30)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link.sendall(f"GET /v1/runs/{sid} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
-    seen = b""
-    while b"\r\n\r\n" not in seen:
-        part = link.recv(65536)
-        if not part:
-            raise RuntimeError(f"{sid}: closed after {seen[:200]!r}")
-        seen += part
-    head, body = seen.split(b"\r\n\r\n", 1)
-    if b" 200 " not in head[:16]:
-        raise RuntimeError(f"{sid}: {head[:60]!r} {body[:200]!r}")
-    return link, body
-
-
-def first_byte_us(port: int, sid: str) -> int:
-    began = now_us()
-    link, seen = open_reader(port, sid)
-    with link:
-        while b"@" not in seen:  # chunked framing has no @, every chunk begins with one
-            part = link.recv(65536)
-            if not part:
-                raise RuntimeError(f"{sid}: ended before its first chunk")
-            seen = part
-        return now_us() - began
-
-
 # ---------------------------------------------------------------- append, kept, in process
-def append_cell(args: argparse.Namespace, work: Path) -> Iterator[Row]:
+def append_cell(args: argparse.Namespace, kind: str, work: Path) -> Iterator[Row]:
     for how, batch, window in (("extend, 64 a call", 64, 2), ("append, 64 in flight", 1, 64)):
-        folder = work / f"append-{batch}"
-        folder.mkdir()
-        system = System(folder)
-        with system.broker() as broker:
-            before = cpu_seconds(broker.pid)
-            result = uvloop.run(append_run(system.url, args, batch, window))
+        with system(kind, work / f"append-{batch}") as on:
+            before = on.broker.cpu_seconds()
+            result = uvloop.run(append_run(on.broker.url, args, batch, window))
             elapsed = (result["t_last_us"] - result["t0_us"]) / 1e6
             yield {
                 "cell": "append in process",
@@ -181,7 +58,7 @@ def append_cell(args: argparse.Namespace, work: Path) -> Iterator[Row]:
                 "errors": result["errors"],
                 "first_error": result["first_error"],
                 "process_cpu": round(100 * result["cpu_us"] / result["wall_us"], 1),
-                "store_cpu": round(100 * (cpu_seconds(broker.pid) - before) / elapsed, 1),
+                "store_cpu": round(100 * (on.broker.cpu_seconds() - before) / elapsed, 1),
             }
 
 
@@ -214,31 +91,27 @@ async def count_in_order(store: Any, sid: str) -> int:
 
 
 # ---------------------------------------------------------------- resume, first byte
-def resume_cell(args: argparse.Namespace, work: Path) -> Iterator[Row]:
+def timed(cell: str, case: str, goal: str, values: list[int]) -> Row:
+    found = quantiles(values) or {}
+    return {"cell": cell, "case": case, "value": found["p50"] / 1000, "unit": "ms p50", "goal": goal, "us": found}
+
+
+def resume_cell(args: argparse.Namespace, kind: str, work: Path) -> Iterator[Row]:
     def row(case: str, goal: str, values: list[int]) -> Row:
-        found = quantiles(values) or {}
-        return {
-            "cell": "resume, first byte",
-            "case": case,
-            "value": found["p50"] / 1000,
-            "unit": "ms p50",
-            "goal": goal,
-            "us": found,
-        }
+        return timed("resume, first byte", case, goal, values)
 
     groups = [[f"cold-{g}-{i}" for i in range(args.cold)] for g in range(args.gateways)]
-    system = System(work)
-    with system.broker(), system.agent() as (agent, _):
+    with system(kind, work) as on, on.agent() as (agent, _):
         sids = [sid for group in groups for sid in group]
         call(agent, "create", [*sids, "warm"])
         produce(agent, sids=[*sids, "warm"], n=1000, batch=1, window=1)
         very_first, cold, seen, warm = [], [], [], []
         for group in groups:
-            with system.gateway() as (port, _):
+            with on.gateway() as (port, _):
                 first, *others = [first_byte_us(port, sid) for sid in group]
                 very_first.append(first)
                 cold += others
-        with system.gateway() as (port, _):
+        with on.gateway() as (port, _):
             first_byte_us(port, "warm")
             seen += [first_byte_us(port, "warm") for _ in range(args.resumes)]
             held, _ = open_reader(port, "warm")
@@ -250,76 +123,123 @@ def resume_cell(args: argparse.Namespace, work: Path) -> Iterator[Row]:
         yield row("cold, and the gateway's very first request", "", very_first)
 
 
+# ---------------------------------------------------------------- attach, on a partition nobody follows
+def attach_cell(args: argparse.Namespace, kind: str, work: Path) -> Iterator[Row]:
+    from tailrace.kafka import KafkaOptions
+    from tailrace.kafka.topics import Names
+
+    names, sids = Names(KafkaOptions()), {}
+    for number in range(1000):
+        sid = f"attach-{number}"
+        sids.setdefault(names.records(sid).partition, sid)
+    found: list[int] = []
+    with system(kind, work) as on, on.agent() as (agent, _):
+        call(agent, "create", list(sids.values()))
+        produce(agent, sids=list(sids.values()), n=1, batch=1)
+        for _ in range(args.gateways):
+            with on.gateway() as (port, _):
+                found += [first_byte_us(port, sid) for sid in sids.values()][1:]
+    case = f"{args.gateways} fresh gateways x {len(sids) - 1} partitions that they did not follow"
+    yield timed("attach, first byte", case, "<= 15", found)
+
+
 # ---------------------------------------------------------------- idle readers
-def idle_cell(args: argparse.Namespace, work: Path) -> Iterator[Row]:
-    system = System(work)
+def idle_cell(args: argparse.Namespace, kind: str, work: Path) -> Iterator[Row]:
     sids = [f"idle-{i}" for i in range(args.readers)]
     with ExitStack() as stack:
-        broker = stack.enter_context(system.broker())
-        agent, agent_pid = stack.enter_context(system.agent())
-        port, gateway_pid = stack.enter_context(system.gateway())
+        on = stack.enter_context(system(kind, work))
+        agent, agent_pid = stack.enter_context(on.agent())
+        port, gateway_pid = stack.enter_context(on.gateway())
         call(agent, "create", sids)
         produce(agent, sids=sids, n=1, batch=1)
         for sid in sids:
             stack.enter_context(open_reader(port, sid)[0])
         time.sleep(3)  # what follows an attach is no part of being idle
-        pids = {"gateway": gateway_pid, "producer": agent_pid, "store": broker.pid}
-        began, counts = time.monotonic(), system.broker_counts()
-        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+
+        def spent() -> dict[str, float]:
+            services = {"gateway": cpu_seconds(gateway_pid), "producer": cpu_seconds(agent_pid)}
+            return services | {"broker": on.broker.cpu_seconds()}
+
+        began, counts, before = time.monotonic(), on.broker.counts(), spent()
         time.sleep(args.idle)
         elapsed = time.monotonic() - began
-        rates = {name: round((n - counts[name]) / elapsed, 2) for name, n in system.broker_counts().items()}
-        cpu = {name: round(100 * (cpu_seconds(pid) - before[name]) / elapsed, 2) for name, pid in pids.items()}
-        clients = get_json(system.monitor_port, "/connz")["connections"]
+        rates = {name: round((n - counts[name]) / elapsed, 2) for name, n in on.broker.counts().items()}
+        cpu = {name: round(100 * (now - before[name]) / elapsed, 2) for name, now in spent().items()}
     case = f"{args.readers} streams, one idle reader each, {args.idle:g} s"
-    common = {"cell": "idle readers", "case": case, "cpu": cpu, "broker_per_s": rates, "connections": len(clients)}
-    yield common | {"value": cpu["gateway"], "unit": "% CPU", "goal": "<= 1"}
-    yield common | {"value": rates["in_msgs"], "unit": "broker msgs in/s", "goal": "heartbeats only"}
-    yield common | {"value": rates["api"], "unit": "JetStream API calls/s", "goal": "0"}
+    common = {"cell": "idle readers", "case": case, "cpu": cpu}
+    yield common | {"value": cpu["gateway"], "unit": "% CPU", "goal": "<= 2" if kind == "kafka" else "<= 1"}
+    yield common | {"value": cpu["broker"], "unit": "% CPU of the broker"}
+    for name, rate in rates.items():
+        goal = {"messages": "heartbeats only", "JetStream API calls": "0"}.get(name, "")
+        yield common | {"value": rate, "unit": f"{name}/s at the broker", "goal": goal}
 
 
-CELLS = {"append": append_cell, "resume": resume_cell, "idle": idle_cell}
+# each cell, and the brokers that it runs on unless told
+CELLS = {
+    "append": (append_cell, "nats,kafka"),
+    "resume": (resume_cell, "nats,kafka"),
+    "attach": (attach_cell, "kafka"),
+    "idle": (idle_cell, "nats,kafka,redis"),
+    "growth": (growth_cell, "nats,kafka"),
+}
+QUICK = {"seconds": 2.0, "gateways": 2, "cold": 8, "resumes": 50, "idle": 8.0, "sizes": "1000,10000", "lookups": 50}
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| cell | case | measured | goal | host speed |", "|---|---|---|---|---|"]
+    lines = ["| cell | broker | case | measured | goal | host speed |", "|---|---|---|---|---|---|"]
     for row in rows:
         measured = row.get("error") or f"{row['value']:,} {row['unit']}"
-        lines.append(f"| {row['cell']} | {row['case']} | {measured} | {row.get('goal', '')} | {row['speed']:,} |")
+        parts = (row["cell"], row["broker"], row["case"], measured, row.get("goal", ""), f"{row['speed']:,}")
+        lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for name in args.only.split(","):
-        work = Path(tempfile.mkdtemp(prefix="tailrace-bench-"))
-        speed = host_speed()
-        found: list[Row] = []
-        try:
-            found.extend(CELLS[name](args, work))
-        except Exception as error:  # noqa: BLE001 - a cell that fails is a result, the others still run
-            found.append({"cell": name, "case": "", "error": f"{type(error).__name__}: {error}"[:600]})
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        for row in found:
-            row |= {"speed": speed, "at": round(time.time())}
-            print(json.dumps(row), flush=True)
-        rows += found
+        cell, usual = CELLS[name]
+        for kind in (args.brokers or usual).split(","):
+            rows += run_one(name, cell, kind, args)
+    return rows
+
+
+def run_one(name: str, cell: Any, kind: str, args: argparse.Namespace) -> list[Row]:
+    """One cell on one broker; what it measured is printed at once."""
+    work = Path(tempfile.mkdtemp(prefix="tailrace-bench-"))
+    rows: list[Row] = []
+
+    def take(row: Row) -> None:
+        rows.append(row | {"broker": kind, "speed": host_speed(), "at": round(time.time())})
+        print(json.dumps(rows[-1]), flush=True)
+
+    try:
+        for row in cell(args, kind, work):
+            take(row)
+    except Exception as error:  # noqa: BLE001 - a cell that fails is a result, the others still run
+        take({"cell": name, "case": "", "error": f"{type(error).__name__}: {error}"[:600]})
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return rows
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", default=",".join(CELLS))
+    options.add_argument("--brokers", default="", help="instead of each cell's own")
+    options.add_argument("--quick", action="store_true", help="shorter and smaller")
     options.add_argument("--out", type=Path, help="append the rows here as JSON lines")
     options.add_argument("--table", type=Path, help="write the table here too")
     options.add_argument("--streams", type=int, default=20)
     options.add_argument("--seconds", type=float, default=5, help="length of an append run")
-    options.add_argument("--gateways", type=int, default=3, help="fresh gateways for the cold resumes")
+    options.add_argument("--gateways", type=int, default=3, help="fresh gateways for cold resumes and attaches")
     options.add_argument("--cold", type=int, default=20, help="streams that each fresh gateway reads, once")
     options.add_argument("--resumes", type=int, default=200)
     options.add_argument("--readers", type=int, default=500)
     options.add_argument("--idle", type=float, default=20, help="length of the idle window, s")
+    options.add_argument("--sizes", default="1000,10000,100000", help="of growth: streams stored, ascending")
+    options.add_argument("--lookups", type=int, default=200, help="of growth: streams that are read")
+    if "--quick" in sys.argv:
+        options.set_defaults(**QUICK)
     args = options.parse_args()
     rows = run(args)
     if args.out:

@@ -2,7 +2,11 @@
 
 The peer suite is a folder outside this repository (`--bench`). It is copied to .bench/, its load generator and its
 Rust peer are built there once, our adapter is linked in, and `bench.py suite` is run; options unknown here are passed
-on to it (`--rounds 3 --quick --only M1,M2 --noise 40 …`). Without the folder only our own cells run.
+on to it (`--rounds 3 --only M1,M2 --noise 40 …`). Without the folder only our own cells run. One alone:
+
+    make bench BENCH_ARGS="--no-cells --targets tailrace-kafka,dsrs-file --only M1.100 --rounds 3"
+    make bench BENCH_ARGS="--no-suite --cells '--only growth --brokers kafka --sizes 1000,10000'"
+
 Results go to bench-results/, a Markdown report to stdout and beside them.
 """
 
@@ -24,8 +28,16 @@ sys.path.insert(0, str(HERE))
 import goals  # noqa: E402
 
 RUST_PEER, RUST_VERSION = "durable-streams-server", "0.3.0"
-TARGETS = ("tailrace-nats", "dsrs-file", "floor-asyncio")
-OURS = ("tailrace-nats", "tailrace-nats-serial", "tailrace-nats-sync")
+TARGETS = (
+    "tailrace-nats",
+    "tailrace-nats-r3",
+    "tailrace-kafka",
+    "tailrace-redis",
+    "dsrs-file",
+    "as-redis-100",
+    "floor-asyncio",
+)
+PLAIN = ("dsrs-file", "floor-asyncio")  # these need nothing of the suite's own set-up; nor do ours
 
 
 def set_up(source: Path, targets: list[str]) -> None:
@@ -35,11 +47,23 @@ def set_up(source: Path, targets: list[str]) -> None:
         folder.chmod(0o755)
     ours = COPY / "adapters/tailrace.py"
     ours.unlink(missing_ok=True)
-    ours.symlink_to(HERE / "adapter.py")
     if "dsrs-file" in targets:
         build_rust_peer(targets)
-    if set(targets) - {*TARGETS, *OURS}:  # the others need Node, Redis or packages of their own
-        subprocess.run(["sh", "setup.sh"], cwd=COPY, check=True)
+    node = [name for name in targets if name not in PLAIN and not name.startswith("tailrace-")]
+    if node:
+        set_up_peers(node, targets)
+    ours.symlink_to(HERE / "adapter.py")  # last: the suite's own set-up reads all adapters, without our packages
+
+
+def set_up_peers(names: list[str], targets: list[str]) -> None:
+    """The peers of the suite's own set-up: Node and its packages, and Redis."""
+    if (COPY / "servers/node/node_modules").exists():
+        return
+    missing = [tool for tool in ("node", "npm", "redis-server") if shutil.which(tool) is None]
+    if missing or subprocess.run(["sh", "setup.sh"], cwd=COPY, stdout=subprocess.DEVNULL).returncode:
+        why = f"needs {', '.join(missing)}" if missing else "its set-up failed"
+        print(f"{', '.join(names)}: left out, {why}", file=sys.stderr)
+        targets[:] = [name for name in targets if name not in names]
 
 
 def build_rust_peer(targets: list[str]) -> None:
@@ -83,7 +107,9 @@ def main() -> int:
     options.add_argument("--no-suite", action="store_true", help="only our own cells")
     options.add_argument("--no-cells", action="store_true", help="only the peer suite")
     options.add_argument("--cells", default="", help="options of cells.py, in one string")
+    options.add_argument("--quick", action="store_true", help="shorter, the suite and our own cells")
     args, passed_on = options.parse_known_args()
+    passed_on += ["--quick"] if args.quick else []
     RESULTS.mkdir(exist_ok=True)
     suite, table = RESULTS / f"{args.name}.suite.jsonl", RESULTS / f"{args.name}.cells.md"
     status = 0
@@ -99,6 +125,7 @@ def main() -> int:
         status |= run_suite(targets, passed_on, suite)
     if not args.no_cells:
         argv = [sys.executable, str(HERE / "cells.py"), "--out", str(RESULTS / f"{args.name}.cells.jsonl")]
+        argv += ["--quick"] if args.quick else []
         status |= subprocess.run([*argv, "--table", str(table), *args.cells.split()]).returncode
     report(suite, table, args.name)
     return status
