@@ -144,11 +144,14 @@ def unsafe(ours: Outcome | None, theirs: Outcome | None, at: int, their_at: int,
     match = re.fullmatch(
         r"Unsafe gorp path segment: (__proto__|constructor|prototype)", (ours or {}).get("message", "")
     )
-    paths = [operation["path"] for operation in operations if match and match[1] in operation.get("path", [])]
-    if match is None or not paths or at > their_at:
+    paths = [operation.get("path", []) for operation in operations]
+    refused = next((number for number, path in enumerate(paths) if match and match[1] in path), None)
+    if match is None or refused is None or at > their_at:
         return False
     if theirs is None or their_at > at:
         return True
     stopped = re.search(r"^(?:Invalid path:|Expected array index at) \[(.*)\]$", theirs["message"])
     rest = stopped[1].split(", ") if stopped else []
-    return any(len(path) - len(rest) > path.index(match[1]) for path in paths if path[len(path) - len(rest) :] == rest)
+    path = paths[refused]
+    deeper = path[len(path) - len(rest) :] == rest and len(path) - len(rest) > path.index(match[1])
+    return deeper or any(later[len(later) - len(rest) :] == rest for later in paths[refused + 1 :])

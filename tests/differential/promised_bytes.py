@@ -105,6 +105,14 @@ def no_chunk(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome:
     return theirs
 
 
+def cut_block(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome:
+    if job["format"] != "assistant-transport" or theirs["error"] is None or theirs["at"] != len(job["ends"]):
+        return theirs
+    if theirs["error"]["message"] != "Stream ended abruptly without receiving [DONE] marker":
+        return theirs
+    return {**theirs, "chunks": theirs["chunks"][: [0, *theirs["counts"]][-1]]}
+
+
 def path_filled(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome:
     if job["format"] != "assistant-transport":
         return theirs
@@ -166,9 +174,10 @@ def wrong_payload(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome
 def _without_wrong_payloads(job: Job, theirs: Outcome, ask: Ask) -> Outcome:
     """What upstream makes of the stream when the lines with a wrong payload are lines that it ignores."""
     segments = re.split(rb"(\r\n|\r|\n)", base64.b64decode(job["b64"]))
+    last = len(segments) - 1  # what follows the last line's end is no line
     replaced = [
-        _IGNORED if _wrong_payload_line(line.decode("utf-8", "replace").removeprefix("\ufeff")) else line
-        for line in segments
+        _IGNORED if at < last and _wrong_payload_line(line.decode("utf-8", "replace").removeprefix("\ufeff")) else line
+        for at, line in enumerate(segments)
     ]
     if replaced == segments:
         return theirs

@@ -6,6 +6,7 @@ import pytest
 
 from tailrace.message.dialect import Dialect
 from tailrace.message.errors import InvalidUpdate
+from tailrace.message.partial_json import parse_partial_json
 from tailrace.message.state import StateAccumulator
 from tailrace.wire.lines import TextDecoder
 
@@ -38,3 +39,12 @@ def test_an_operation_without_a_type_is_named_as_upstream_names_it() -> None:
 def test_an_array_has_no_prototype_either(dialect: Dialect, message: str) -> None:
     with pytest.raises(InvalidUpdate, match=message):
         StateAccumulator([1], dialect=dialect).append([{"type": "set", "path": ["__proto__"], "value": 1}])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_character_of_two_units_after_a_number_or_a_literal_is_read_twice(legacy: bool) -> None:
+    for text in ("[1\U0001f30d", "[1e\U0001f30d", "[true\U0001f30d", '[1,{"a":[2\U0001f30d'):
+        assert parse_partial_json(text, legacy=legacy) is None
+    parsed = parse_partial_json("[1\u00e9", legacy=legacy)
+    assert parsed is not None
+    assert parsed.value == [1]

@@ -179,6 +179,8 @@ class PartialJsonScanner:
                 return
             elif self._step(state, text[at], start + at + 1):
                 at += 1
+                if text[at - 1] > "\uffff" and self._stack[-1] is _S.ARRAY_AFTER_VALUE:
+                    self._valid = start + at  # JavaScript reads its second half on its own
 
     def _step(self, state: _S, char: str, after: int) -> bool:
         """Takes one character that ends at ``after``; False if it must be read again in the state it left."""
