@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 from collections.abc import AsyncIterator, Iterator
 
 import nats
@@ -17,20 +16,21 @@ from tailrace.model import Limits
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
 from tailrace.testing.cluster import NatsCluster
-from tailrace.testing.servers import NatsServer
+from tailrace.testing.resolve import resolve
 
 _prefixes = (f"kit{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
 def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
-        yield server.url
+    with resolve("nats", tmp_path_factory.mktemp("nats"), os.environ, containers=False) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def docker_url() -> Iterator[str]:
-    yield from nats_in_docker()
+def docker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with resolve("nats", tmp_path_factory.mktemp("nats"), os.environ) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +96,3 @@ async def _drop_streams(url: str, prefix: str) -> None:
         if str(info.config.name).startswith(f"{prefix.upper()}_"):
             await jetstream.delete_stream(str(info.config.name))
     await client.close()
-
-
-def nats_in_docker() -> Iterator[str]:
-    """A JetStream server from its official image, or a skip that says what is missing."""
-    os.environ.setdefault("TC_POOLING_INTERVAL", "0.1")  # read when testcontainers is imported
-    import docker
-    from testcontainers.core.container import DockerContainer
-    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
-
-    try:
-        docker.from_env().ping()
-    except docker.errors.DockerException:
-        pytest.skip("no Docker engine answers: install Docker, or start it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    container = DockerContainer("nats:2.12-alpine").with_command(["-js", "-sd", "/tmp/nats"])
-    container.with_bind_ports(4222, port)
-    container.waiting_for(LogMessageWaitStrategy("Server is ready").with_startup_timeout(60))
-    with container:
-        yield f"nats://127.0.0.1:{port}"

@@ -1,8 +1,9 @@
-"""Kafka against the contract kit, on a local node."""
+"""Kafka against the contract kit, on a local node, and (marked ``docker``) on one in a container."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -14,18 +15,24 @@ from tailrace.kafka.broker import open_kafka
 from tailrace.model import Limits
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
-from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.resolve import resolve
 
 _prefixes = (f"kit{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
-        yield server.url
+def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with resolve("kafka", tmp_path_factory.mktemp("kafka"), os.environ, containers=False) as url:
+        yield url
 
 
-class TestKafka(StoreContract):
+@pytest.fixture(scope="module")
+def docker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with resolve("kafka", tmp_path_factory.mktemp("kafka"), os.environ) as url:
+        yield url
+
+
+class OnKafka(StoreContract):
     """One node for all tests, and topics of its own for each."""
 
     capabilities = CAPABILITIES
@@ -45,3 +52,18 @@ class TestKafka(StoreContract):
         yield make
         for store in stores:
             await store.aclose()
+
+
+@pytest.mark.xdist_group("kafka")
+class TestKafka(OnKafka):
+    @pytest.fixture
+    def server_url(self, local_url: str) -> str:
+        return local_url
+
+
+@pytest.mark.docker
+@pytest.mark.xdist_group("kafka-docker")
+class TestKafkaInDocker(OnKafka):
+    @pytest.fixture
+    def server_url(self, docker_url: str) -> str:
+        return docker_url

@@ -15,24 +15,20 @@ from tailrace.model import Limits
 from tailrace.redis import CAPABILITIES, RedisOptions
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
-from tailrace.testing.redis_server import RedisServer
-from tailrace.testing.resolve import container
+from tailrace.testing.resolve import resolve
 
 _prefixes = (f"kit{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
 def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if given := os.environ.get("TAILRACE_TEST_REDIS_URL"):
-        yield given
-        return
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
+    with resolve("redis", tmp_path_factory.mktemp("redis"), os.environ, containers=False) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def docker_url() -> Iterator[str]:
-    with container("redis") as url:
+def docker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with resolve("redis", tmp_path_factory.mktemp("redis"), os.environ) as url:
         yield url
 
 

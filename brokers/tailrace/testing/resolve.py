@@ -14,6 +14,8 @@ a client finds the broker again after a restart.
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -75,11 +77,11 @@ IMAGES = {
 
 
 @contextmanager
-def resolve(broker: str, folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+def resolve(broker: str, folder: Path, environment: Mapping[str, str], *, containers: bool = True) -> Iterator[str]:
     """The URL of a ``nats``, ``kafka`` or ``redis`` broker, which ends with the block where it was started here.
 
-    In this order: the variable ``TAILRACE_TEST_<BROKER>_URL`` of ``environment``, a container, a process with its data
-    in ``folder``. Skips the test where there is none.
+    In this order: the variable ``TAILRACE_TEST_<BROKER>_URL`` of ``environment``, a container (unless ``containers`` is
+    False: a test that is not marked ``docker``), a process with its data in ``folder``. Skips where there is none.
     """
     variable = f"TAILRACE_TEST_{broker.upper()}_URL"
     if given := environment.get(variable):
@@ -87,7 +89,7 @@ def resolve(broker: str, folder: Path, environment: Mapping[str, str]) -> Iterat
         return
     said = [f"{variable} is not set"]
     with ExitStack() as stack:
-        for way in (_in_container, _in_process):
+        for way in (_in_container, _in_process) if containers else (_in_process,):
             try:
                 url = stack.enter_context(way(broker, folder))
             except Missing as error:
@@ -96,17 +98,6 @@ def resolve(broker: str, folder: Path, environment: Mapping[str, str]) -> Iterat
             yield url
             return
     pytest.skip(f"no {broker} broker: {'; '.join(said)}")
-
-
-@contextmanager
-def container(broker: str) -> Iterator[str]:
-    """The URL of a broker in a container of its own. Skips the test where there is no Docker engine or image."""
-    with ExitStack() as stack:
-        try:
-            url = stack.enter_context(_in_container(broker, Path()))
-        except Missing as error:
-            pytest.skip(f"no {broker} container: {error}")
-        yield url
 
 
 @contextmanager
@@ -121,7 +112,8 @@ def _in_container(broker: str, _: Path) -> Iterator[str]:
     ready = LogMessageWaitStrategy(image.ready).with_startup_timeout(START_TIMEOUT).with_poll_interval(0.1)
     with ExitStack() as stack:
         try:
-            docker.from_env().ping()
+            if not _docker_answers():
+                raise Missing("no Docker engine answers: install Docker, or start it")
             one = DockerContainer(image.name).with_bind_ports(image.port, port).waiting_for(ready)
             one.with_envs(**{name: value.format(port=port) for name, value in image.environment.items()})
             if image.command:
@@ -129,9 +121,26 @@ def _in_container(broker: str, _: Path) -> Iterator[str]:
             stack.enter_context(one)
         except docker.errors.ImageNotFound:
             raise Missing(f"the image {image.name} is not here and cannot be pulled") from None
-        except docker.errors.DockerException:
-            raise Missing("no Docker engine answers: install Docker, or start it") from None
+        except docker.errors.DockerException as error:
+            raise Missing(f"the container does not start: {error}") from error
         yield f"{image.scheme}://{HOST}:{port}"
+
+
+def _docker_answers() -> bool:
+    import docker
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the library leaves the socket open that found nobody
+        try:
+            client = docker.from_env()
+            client.ping()
+            client.close()
+        except docker.errors.DockerException:
+            pass
+        else:
+            return True
+        gc.collect()
+        return False
 
 
 @contextmanager

@@ -1,0 +1,39 @@
+"""Where a test's broker comes from when there is none of the better ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tailrace.kafka_local import jars
+from tailrace.testing.resolve import resolve
+
+
+def test_a_given_url_is_taken_as_it_is(tmp_path: Path) -> None:
+    with resolve("kafka", tmp_path, {"TAILRACE_TEST_KAFKA_URL": "kafka://elsewhere:1"}) as url:
+        assert url == "kafka://elsewhere:1"
+
+
+def test_where_there_is_none_the_skip_names_all_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-docker.sock")
+    monkeypatch.setattr(jars, "default_cache", lambda: tmp_path / "no-jars")
+    with pytest.raises(pytest.skip.Exception) as caught, resolve("kafka", tmp_path / "data", {}):
+        pass
+    said = str(caught.value)
+    assert "TAILRACE_TEST_KAFKA_URL is not set" in said
+    assert "no Docker engine answers" in said
+    assert "33 of Kafka's 33 jars are not in" in said
+    assert "tailrace kafka fetch" in said
+
+
+def test_what_fails_inside_is_no_missing_broker(tmp_path: Path) -> None:
+    def fails() -> None:
+        with resolve("nats", tmp_path, {}, containers=False) as url:
+            assert url.startswith("nats://")
+            raise FileNotFoundError("mine")
+
+    with pytest.raises(FileNotFoundError, match="mine"):
+        fails()
