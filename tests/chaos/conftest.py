@@ -13,7 +13,9 @@ import pytest
 
 from tailrace.testing.clients import new_client
 from tailrace.testing.cluster import NatsCluster
+from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.processes import Services
+from tailrace.testing.redis_server import RedisServer
 from tailrace.testing.servers import NatsServer
 
 LEASE_TTL = 3  # seconds: short, so that the death of a process is soon noticed
@@ -34,7 +36,7 @@ class Broker(Protocol):
     def resume(self) -> None: ...
 
 
-BROKERS = {"jetstream": NatsServer, "jetstream-r3": NatsCluster}
+BROKERS = {"jetstream": NatsServer, "jetstream-r3": NatsCluster, "kafka": KafkaServer, "redis": RedisServer}
 
 
 @pytest.fixture(params=list(BROKERS))
