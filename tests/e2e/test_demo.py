@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -9,13 +10,18 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from tailrace.connect import connect
+from tailrace.kafka_local.errors import LocalKafkaError
+from tailrace.kafka_local.jars import classpath
+from tailrace.testing.cluster import NatsCluster
+from tailrace.testing.resolve import resolve
 from tailrace.testing.servers import NatsServer
 
 
@@ -35,6 +41,14 @@ def leftovers(folder: Path) -> list[str]:
         if str(folder) in command and process.pid != os.getpid():
             found.append(command)
     return found
+
+
+def await_gone(broker: Path) -> None:
+    """A user's own folder may have other users: its server ends when it sees that none is left."""
+    deadline = time.monotonic() + 30
+    while leftovers(broker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert leftovers(broker) == []
 
 
 @pytest.fixture
@@ -76,6 +90,47 @@ def test_a_broker_of_somebody_elses_is_left_alone(cli: Any, text: Path, server: 
     assert psutil.pid_exists(pid)
 
 
+@pytest.fixture(params=["nats", "nats-r3", "kafka", "redis"])
+def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a broker that is not the demo's."""
+    if request.param == "nats-r3":
+        with NatsCluster(tmp_path / "broker") as cluster:
+            yield cluster.url
+    else:
+        with resolve(request.param, tmp_path / "broker", os.environ, containers=False) as url:
+            yield url
+
+
+@pytest.mark.slow
+async def test_the_bytes_survive_on_each_broker(cli: Any, text: Path, temporary: Path, foreign: str) -> None:
+    done = await asyncio.to_thread(
+        cli, "demo", "--exit", "--input", str(text), "--seconds", "6", "--store", foreign, "--json"
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    told = json.loads(done.stdout)
+    assert told["sha256_received"] == told["sha256_written"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert [(kill["what"], kill["live"]) for kill in told["kills"]] == [("gateway", True)]
+    assert "only the gateway will be killed" in done.stderr.decode()
+    async with await connect(foreign) as store:  # it lives, and has it
+        assert b"".join([entry.chunk async for entry in store.read(told["run"])]) == text.read_bytes()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_embedded_kafka_is_killed_too(cli: Any, text: Path, tmp_path: Path, temporary: Path) -> None:
+    try:
+        classpath()
+    except LocalKafkaError as error:
+        pytest.skip(f"{error} ({error.hint})")
+    store = f"embedded+kafka://{tmp_path / 'kafka'}"
+    done = cli("demo", "--exit", "--seed", "3", "--input", str(text), "--seconds", "20", "--store", store, "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    told = json.loads(done.stdout)
+    assert told["sha256_received"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert [(kill["what"], kill["live"]) for kill in told["kills"]] == [("gateway", True), ("broker", True)]
+    await_gone(tmp_path / "kafka")
+
+
 def test_the_curl_commands_work_and_ctrl_c_ends_it_all(
     cli: Any, text: Path, tmp_path: Path, temporary: Path, shell: Callable[[str], str]
 ) -> None:
@@ -93,11 +148,7 @@ def test_the_curl_commands_work_and_ctrl_c_ends_it_all(
     demo.send_signal(signal.SIGINT)
     assert demo.wait() == 0
     assert leftovers(temporary) == list(temporary.iterdir()) == []
-    # that folder is the user's own, and others may use it: its server ends when it sees that none is left
-    deadline = time.monotonic() + 30
-    while leftovers(broker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert leftovers(broker) == []
+    await_gone(broker)
 
 
 @pytest.fixture

@@ -48,7 +48,10 @@ def demo(
     store: Annotated[
         str | None,
         typer.Option(
-            "--store", metavar="URL", help="embedded://DIR or nats://…; an embedded broker in a temporary folder else."
+            "--store",
+            metavar="URL",
+            help="embedded://DIR, embedded+kafka://DIR, or a broker that runs: nats://…, kafka://…, redis://…; else an "
+            "embedded one in a temporary folder.",
         ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0 takes a free one.")] = 0,

@@ -27,6 +27,7 @@ GRACE = 3.0  # seconds that a process gets to end after SIGTERM
 START_TIMEOUT = 60.0
 FOLDER_TIMEOUT = 15.0
 LOOK = 0.02
+EMBEDDED = {"embedded": "nats", "embedded+kafka": "kafka"}  # what is ours to kill, by scheme
 
 
 class Process:
@@ -92,16 +93,17 @@ class Process:
 
 
 class Broker:
-    """The demo's broker: an embedded one in ``directory``, or one that is not ours to kill (None)."""
+    """The demo's broker: an embedded one of ``kind`` in ``directory``, or one that is not ours to kill (None)."""
 
-    def __init__(self, url: str, directory: Path | None) -> None:
+    def __init__(self, url: str, directory: Path | None, kind: str = "nats") -> None:
         self.url = url
         self.directory = directory
+        self._kind = kind
         self._embedded: Embedded | None = None
 
     async def start(self) -> None:
         if self.directory is not None:
-            self._embedded = await attach(self.directory)
+            self._embedded = await attach(self.directory, kind=self._kind)
 
     def kill(self) -> int:
         """SIGKILL the server; its pid."""
@@ -194,7 +196,10 @@ def _broker(store: str | None, folder: Path) -> Broker:
             hint="Leave --store out for an embedded broker in a temporary folder.",
         )
     if not separator:
-        raise Usage(f"Not a store's URL: {store!r}", hint="Use embedded://DIR or nats://HOST:PORT.")
-    if scheme == "embedded":
-        return Broker(store, Path(unquote(rest)).expanduser().absolute() if rest else default_directory())
-    return Broker(store, None)
+        raise Usage(
+            f"Not a store's URL: {store!r}",
+            hint="Use embedded://DIR, embedded+kafka://DIR, or nats://, kafka:// or redis:// with HOST:PORT.",
+        )
+    if (kind := EMBEDDED.get(scheme)) is None:
+        return Broker(store, None)
+    return Broker(store, Path(unquote(rest)).expanduser().absolute() if rest else default_directory(kind), kind)
