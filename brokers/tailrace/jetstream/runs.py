@@ -19,7 +19,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from tailrace.command_wire import REASON, decode_command, encode_command
 from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, BrokerUnsuitable, RunTooLarge
-from tailrace.jetstream import refusals
+from tailrace.jetstream import refusals, setup
 from tailrace.jetstream.connection import Connection, Unanswered
 from tailrace.jetstream.names import Names
 from tailrace.jetstream.wire import header_block, message
@@ -116,7 +116,9 @@ class JetStreamRunQueue:
         settings = {name: value for name, value in config.as_dict().items() if value is not None}
         call = f"CONSUMER.CREATE.{self.stream}.{config.durable_name}.{config.filter_subject}"
         try:
-            await self._connection.api(call, {"stream_name": self.stream, "config": settings})
+            await setup.asked(self._connection, call, {"stream_name": self.stream, "config": settings})
+            # the client library asks once: whoever uses it next must find a consumer that has a leader
+            await setup.asked(self._connection, f"CONSUMER.INFO.{self.stream}.{config.durable_name}")
         except refusals.Refusal as error:
             raise BrokerUnsuitable(
                 f"The consumer {config.durable_name} of {self.stream} cannot be made: {error}",

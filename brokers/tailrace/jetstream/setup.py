@@ -113,20 +113,20 @@ async def _enabled(connection: Connection) -> None:
 async def _ensure(connection: Connection, settings: Settings) -> None:
     name = settings["name"]
     try:
-        answer = await _asked(connection, f"STREAM.INFO.{name}")
+        answer = await asked(connection, f"STREAM.INFO.{name}")
     except refusals.Refusal as error:
         if error.number != refusals.NO_STREAM:
             raise
         try:
-            answer = await _asked(connection, f"STREAM.CREATE.{name}", settings)
+            answer = await asked(connection, f"STREAM.CREATE.{name}", settings)
         except refusals.Refusal as taken:
             if taken.number != refusals.NAME_TAKEN:
                 raise
-            answer = await _asked(connection, f"STREAM.INFO.{name}")
+            answer = await asked(connection, f"STREAM.INFO.{name}")
     compare(settings, answer["config"], str(connection))
 
 
-async def _asked(connection: Connection, call: str, body: Settings | None = None) -> dict[str, Any]:
+async def asked(connection: Connection, call: str, body: Settings | None = None) -> dict[str, Any]:
     """The answer to a call that may be repeated. On a cluster, a stream that is being made, or whose leader died, has
     no leader for a moment, and then nobody answers for it."""
     until = asyncio.get_running_loop().time() + PATIENCE

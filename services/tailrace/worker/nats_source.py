@@ -173,9 +173,12 @@ class JetStreamSource:
         self._connection.client.barren = self._mend
         self._broker = WorkerBroker(self._connection)
         self._broker.subscriber(self._runs.cancel_subject(self._member_id), decoder=_raw)(self._cancel)
-        await self._broker.start()  # cancels are heard before the first run is taken
-        for name in self._handlers:
-            await self._pull(self._broker, name).start()
+        try:
+            await self._broker.start()  # cancels are heard before the first run is taken
+            for name in self._handlers:
+                await self._pull(self._broker, name).start()
+        except (NatsError, OSError, TimeoutError) as error:
+            raise BrokerUnavailable(f"{store} did not answer a worker: {error}") from error
 
     async def _ensure_consumers(self) -> None:
         for name in self._handlers:
