@@ -57,8 +57,11 @@ def connecting(error: BaseException, where: str) -> BrokerError:
             f"TLS with {where} failed: {words}",
             hint="Check the scheme (kafka+ssl:// is TLS), the port, and tls_ca, tls_cert, tls_key.",
         )
-    if isinstance(error, ConnectionRefusedError) or not isinstance(error, TimeoutError | ConnectionError | EOFError):
+    is_reached = isinstance(error, TimeoutError | ConnectionResetError | BrokenPipeError | ConnectionAbortedError)
+    if isinstance(error, OSError) and not is_reached:
         return BrokerUnavailable(f"Cannot reach Kafka at {where}: {words}")
+    if isinstance(error, errors.KafkaConnectionError):
+        words = "it closed the connection"
     unavailable = BrokerUnavailable(f"{where} does not answer as Kafka: {words}")
     unavailable.hint = "Check the port, and whether it wants TLS (kafka+ssl://) or a login (user:password@)."
     return unavailable

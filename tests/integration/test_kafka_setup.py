@@ -1,0 +1,328 @@
+"""Connecting to and setting up Kafka: what is made, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from tailrace._ports import choose_port
+from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka import connection as connections
+from tailrace.kafka.address import parse
+from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka_local.jars import classpath
+from tailrace.kafka_local.java import find_java
+from tailrace.kafka_local.node import Node, new_cluster_id
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.servers import NatsServer
+
+PATIENCE = 15.0  # seconds within which a set-up that cannot work says so
+OPTIONS = KafkaOptions(partitions=2, claims_partitions=1, connect_timeout=2.0, request_timeout=3.0)
+_prefixes = (f"setup{number}" for number in count())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture
+def options() -> KafkaOptions:
+    return replace(OPTIONS, prefix=next(_prefixes))
+
+
+@asynccontextmanager
+async def opened(url: str, options: KafkaOptions) -> AsyncIterator[Kafka]:
+    broker = await open_kafka(url, options=options)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def refused(url: str, kind: type[BrokerError], options: KafkaOptions = OPTIONS) -> str:
+    """Open in vain, in time, and give the message, which is one line."""
+    began = time.monotonic()
+    with pytest.raises(kind) as caught:
+        await (await open_kafka(url, options=options)).close()
+    assert time.monotonic() - began < PATIENCE
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return f"{caught.value} | {caught.value.hint}"
+
+
+@asynccontextmanager
+async def admin_of(server: KafkaServer) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+# --- topics
+
+
+async def test_many_processes_set_up_at_once(server: KafkaServer, options: KafkaOptions) -> None:
+    brokers = await asyncio.gather(*(open_kafka(server.url, options=options) for _ in range(5)))
+    await asyncio.gather(*(broker.close() for broker in brokers))
+
+
+async def test_topics_have_explicit_settings(server: KafkaServer, options: KafkaOptions) -> None:
+    async with opened(server.url, options):
+        pass
+    name = f"{options.prefix}.claims"
+    async with admin_of(server) as admin:
+        (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+        held = {item[0]: item[1] for item in answer.resources[0][4]}
+    assert (held["cleanup.policy"], held["message.timestamp.type"]) == ("delete", "LogAppendTime")
+    assert (held["retention.ms"], held["retention.bytes"]) == (str(int(options.retention * 1000)), "-1")
+
+
+DIFFERENCES = {
+    "partitions": ({"partitions": 4}, "2 partitions, and must have 4", "TAILRACE_KAFKA_PARTITIONS=2"),
+    "claims": ({"claims_partitions": 3}, "1 partitions, and must have 3", "TAILRACE_KAFKA_CLAIMS_PARTITIONS=1"),
+    "retention": ({"retention": OPTIONS.retention + 60}, "retention.ms is", "--add-config retention.ms="),
+    "size": ({"max_message_bytes": 1 << 21}, "max.message.bytes is 1048576", "--add-config max.message.bytes=2097152"),
+    "replicas": ({"replicas": 3}, "it has 1 replicas, and must have 3", "fewer replicas"),
+}
+
+
+@pytest.mark.parametrize(("change", "words", "mend"), DIFFERENCES.values(), ids=list(DIFFERENCES))
+async def test_a_differing_topic_is_refused_by_name(
+    server: KafkaServer, options: KafkaOptions, change: dict[str, int], words: str, mend: str
+) -> None:
+    async with opened(server.url, options):
+        pass
+    text = await refused(server.url, BrokerUnsuitable, replace(options, **change))  # type: ignore[arg-type]
+    assert f"Topic {options.prefix}." in text
+    assert words in text
+    assert mend in text
+
+
+STRANGERS = {
+    "compaction": ({"cleanup.policy": "compact"}, "cleanup.policy is compact, and must be delete"),
+    "time": ({"cleanup.policy": "delete"}, "message.timestamp.type is CreateTime, and must be LogAppendTime"),
+    "size": (
+        {"message.timestamp.type": "LogAppendTime", "retention.bytes": "1000000"},
+        "retention.bytes is 1000000, and must be -1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), STRANGERS.values(), ids=list(STRANGERS))
+async def test_a_topic_that_somebody_made_otherwise_is_refused_by_name(
+    server: KafkaServer, options: KafkaOptions, settings: dict[str, str], words: str
+) -> None:
+    name = f"{options.prefix}.claims"
+    good = {"retention.ms": "-1"}
+    async with admin_of(server) as admin:
+        await admin.create_topics([NewTopic(name, 1, 1, topic_configs=good | settings)])
+    text = await refused(server.url, BrokerUnsuitable, options)
+    assert f"Topic {name} " in text
+    assert words in text
+
+
+async def test_more_generous_topics_are_accepted(server: KafkaServer, options: KafkaOptions) -> None:
+    async with opened(server.url, replace(options, max_message_bytes=1 << 21)):
+        pass
+    async with opened(server.url, replace(options, retention=3600)) as broker:
+        await broker.beats.send("m", b"1")
+
+
+async def test_replicas_that_one_node_cannot_keep(server: KafkaServer, options: KafkaOptions) -> None:
+    text = await refused(server.url, BrokerUnsuitable, replace(options, replicas=3))
+    assert f"Topic {options.prefix}." in text
+    assert "fewer replicas" in text
+
+
+# --- brokers that will not do
+
+
+async def test_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    text = await refused(f"kafka://127.0.0.1:{port}", BrokerUnavailable)
+    assert f"Cannot reach Kafka at 127.0.0.1:{port}" in text
+    assert capfd.readouterr().err == ""
+
+
+async def test_somebody_listens_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert "does not answer as Kafka" in await refused(f"kafka://127.0.0.1:{port}", BrokerUnavailable)
+
+
+async def test_something_else_listens(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with NatsServer(tmp_path / "nats") as nats:
+        text = await refused(f"kafka://127.0.0.1:{nats.port}", BrokerUnavailable)
+        assert "does not answer as Kafka" in text
+        assert "Check the port" in text
+    assert "aiokafka" not in capfd.readouterr().err
+
+
+async def test_a_host_that_is_none(options: KafkaOptions) -> None:
+    assert "Cannot reach Kafka at no-such-host.invalid:9092" in await refused(
+        "kafka://no-such-host.invalid", BrokerUnavailable, options
+    )
+
+
+async def test_an_old_broker_is_named(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "OLDEST_FETCH", 99)  # every broker there is, is older
+    text = await refused(server.url, BrokerUnsuitable, options)
+    assert "too old" in text
+    assert "2.4" in text
+
+
+async def test_the_second_of_two_brokers_serves(server: KafkaServer, options: KafkaOptions) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with opened(f"kafka://127.0.0.1:{port},{server.bootstrap}", options):
+        pass
+
+
+# --- logins and TLS
+
+
+class Guarded(NamedTuple):
+    """A node with a listener for each way in."""
+
+    sasl: str
+    tls: str
+    sasl_tls: str
+    ca: Path
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost"
+    command = [*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (folder / "store.pem").write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
+    server = KafkaServer(folder / "kafka")
+    server.port, controller = choose_port(None, None), choose_port(None, None)
+    ports = {name: choose_port(None, None) for name in ("SASL", "TLS", "BOTH")}
+    server._controllers = {1: controller}
+    kinds = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "BOTH": "SASL_SSL"}
+    open_ones = [f"{name}://127.0.0.1:{port}" for name, port in ports.items()]
+    listeners = ",".join([f"PLAINTEXT://127.0.0.1:{server.port}", f"CONTROLLER://127.0.0.1:{controller}", *open_ones])
+    plain = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="s3cret@/";'
+    scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+    properties = {
+        "listeners": listeners,
+        "advertised.listeners": listeners,
+        "listener.security.protocol.map": ",".join(
+            ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT", *(f"{name}:{kind}" for name, kind in kinds.items())]
+        ),
+        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(folder / "store.pem"),
+    }
+    for name in ("sasl", "both"):
+        properties[f"listener.name.{name}.plain.sasl.jaas.config"] = plain
+        for kind in ("scram-sha-256", "scram-sha-512"):
+            properties[f"listener.name.{name}.{kind}.sasl.jaas.config"] = scram
+    server._properties = properties
+    users = [f"SCRAM-SHA-{bits}=[name=bob,password={word}]" for bits, word in ((256, "sc-one"), (512, "sc-two"))]
+    _format(Node(server.directory, server.port, server._controllers, properties=properties), users)
+    with server:
+        hosts = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        yield Guarded(hosts["SASL"], hosts["TLS"], hosts["BOTH"], folder / "cert.pem")
+
+
+def _format(node: Node, users: list[str]) -> None:
+    """Users of SCRAM exist from the first start on."""
+    node.directory.mkdir()
+    (node.directory / "server.properties").write_text(node.text())
+    java = [str(find_java()), "-cp", ":".join(map(str, classpath())), "kafka.tools.StorageTool", "format"]
+    command = [*java, "-c", "server.properties", "-t", new_cluster_id()]
+    for user in users:
+        command += ["--add-scram", user]
+    subprocess.run(command, cwd=node.directory, check=True, capture_output=True)
+
+
+async def test_wrong_and_right_logins(
+    guarded: Guarded, options: KafkaOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = await refused(f"kafka://ann:wrong-one@{guarded.sasl}", BrokerRefused, options)
+    assert "refused the login" in text
+    assert "wrong-one" not in text
+    assert "login" in await refused(f"kafka://{guarded.sasl}", BrokerUnavailable, options)
+    async with opened(f"kafka://ann:s3cret%40%2F@{guarded.sasl}", options) as broker:
+        await broker.beats.send("m", b"1")
+    for mechanism, password in (("SCRAM-SHA-256", "sc-one"), ("SCRAM-SHA-512", "sc-two")):
+        async with opened(f"kafka://bob:{password}@{guarded.sasl}?mechanism={mechanism}", options) as broker:
+            await broker.beats.send("m", b"1")
+        url = f"kafka://bob:wrong-two@{guarded.sasl}?mechanism={mechanism}"
+        assert "wrong-two" not in await refused(url, BrokerRefused, options)
+    err = capfd.readouterr().err
+    assert "aiokafka" not in err
+    assert "wrong" not in err
+
+
+async def test_tls(guarded: Guarded, options: KafkaOptions, server: KafkaServer) -> None:
+    assert "certificate" in await refused(f"kafka+ssl://{guarded.tls}", BrokerRefused, options)
+    async with opened(f"kafka+ssl://{guarded.tls}?tls_ca={guarded.ca}", options) as broker:
+        await broker.beats.send("m", b"1")
+    async with opened(f"kafka+ssl://ann:s3cret%40%2F@{guarded.sasl_tls}?tls_ca={guarded.ca}", options) as broker:
+        await broker.beats.send("m", b"1")
+    assert "kafka+ssl://" in await refused(f"kafka://{guarded.tls}", BrokerUnavailable, options)
+    text = await refused(f"kafka+ssl://{server.bootstrap}", BrokerError, options)
+    assert "TLS" in text
+
+
+async def test_files_that_are_missing_or_something_else(
+    server: KafkaServer, options: KafkaOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "cert").write_text("nothing of the kind")
+    url = server.url
+    assert "tls_ca" in await refused(url, BrokerRefused, replace(options, tls_ca="/nonexistent"))
+    assert "TLS files" in await refused(url, BrokerRefused, replace(options, tls_cert=str(tmp_path / "cert")))
+
+
+# --- URLs
+
+
+def test_urls() -> None:
+    address, options = parse("kafka+ssl://u:p%2F@h1:4333,[::1]/?replicas=3&tls_ca=/c", KafkaOptions())
+    assert address.servers == (("h1", 4333), ("::1", 9092))
+    assert address.bootstrap == ["h1:4333", "[::1]:9092"]
+    assert (options.user, options.password, options.tls, options.replicas) == ("u", "p/", True, 3)
+    assert "p/" not in repr(address) + str(address) + repr(options)
+    assert parse(["kafka://h1", "KAFKA://h2:1"], KafkaOptions())[0].servers == (("h1", 9092), ("h2", 1))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://h", "kafka://", "kafka://h:x", "kafka://h?no=1", "kafka://h?partitions=0", "kafka://:1"),
+        *("kafka://h?mechanism=GSSAPI", "kafka://h?replicas=x", "kafka://h?min_insync_replicas=2"),
+    ],
+)
+def test_wrong_urls(url: str) -> None:
+    with pytest.raises(BrokerUnsuitable, match="Wrong Kafka URL"):
+        parse(url, KafkaOptions())
+
+
+def test_a_password_that_must_be_escaped_is_not_shown() -> None:
+    with pytest.raises(BrokerUnsuitable, match="%2F") as caught:
+        parse("kafka://me:se/cret@h", KafkaOptions())
+    assert "cret" not in caught.value.message
