@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from tailrace.message.errors import InvalidPartialJson
 from tailrace.wire.errors import InvalidJson, JsonTooDeep
-from tailrace.wire.jsjson import parse
+from tailrace.wire.jsjson import MAX_DEPTH, parse
 
 FieldState: TypeAlias = Literal["complete", "partial"]
 
@@ -123,6 +123,7 @@ class PartialJsonScanner:
         self._length = 0
         self._valid = 0  # the end of the prefix that can be closed
         self._stack = [_S.ROOT]
+        self._deepest = 0
         self._path: list[str] = []
         self._key: str | None = None
         self._literal = ""
@@ -141,12 +142,13 @@ class PartialJsonScanner:
         text = self.text
         if not text:
             return PartialJson({}, "partial")
-        if (value := _parse_object(text)) is not None:
+        shallow = self._deepest < MAX_DEPTH  # this scan knows it: looking again costs more than reading
+        if self._stack == [_S.FINISH] and (value := _parse_object(text, shallow)) is not None:
             return PartialJson(value, "complete")
         if self._broken:
             return None
         fixed, path = self.fixed()
-        value = _parse_object(fixed)
+        value = _parse_object(fixed, shallow)
         return None if value is None else PartialJson(value, "partial", tuple(path))
 
     def fixed(self) -> tuple[str, list[str]]:
@@ -215,6 +217,7 @@ class PartialJsonScanner:
             self._valid = after
         self._stack[-1] = _AFTER_START[state]
         self._stack.append(opened)
+        self._deepest = max(self._deepest, len(self._stack))
         if opened is _S.LITERAL:
             self._literal = char
         elif self._key is not None:
@@ -334,10 +337,10 @@ class PartialJsonScanner:
             self._array_after_value(char, after)
 
 
-def _parse_object(text: str) -> Any:
+def _parse_object(text: str, shallow: bool) -> Any:
     """The object or array that ``text`` is, or None; one that could reach a prototype in JavaScript is refused."""
     try:
-        value = parse(text, secure=True)
+        value = parse(text, secure=True, shallow=shallow)
     except (InvalidJson, JsonTooDeep):
         return None
     return value if isinstance(value, dict | list) else None

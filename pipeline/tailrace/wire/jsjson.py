@@ -18,6 +18,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring
 from typing import Final, NoReturn
@@ -158,12 +159,12 @@ def index_keys_first(value: Mapping[str, Json]) -> Mapping[str, Json]:
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def parse(text: str, *, secure: bool = False) -> Json:
+def parse(text: str, *, secure: bool = False, shallow: bool = False) -> Json:
     """The value that JSON.parse reads: ints as int up to 2**53 and as float beyond, objects in JavaScript's order.
 
     ``secure`` also refuses what would reach a prototype in JavaScript (a ``__proto__`` key, a ``constructor`` object
-    with a ``prototype``) and skips one leading BOM, as upstream's own reader does. Raises InvalidJson, and JsonTooDeep
-    beyond MAX_DEPTH.
+    with a ``prototype``) and skips one leading BOM, as upstream's own reader does. ``shallow`` is for who knows already
+    that it does not nest too deep. Raises InvalidJson, and JsonTooDeep beyond MAX_DEPTH.
     """
     if text[:1] == '"':
         with contextlib.suppress(ValueError):
@@ -172,7 +173,7 @@ def parse(text: str, *, secure: bool = False) -> Json:
                 return string
     if secure and text.startswith("\ufeff"):
         text = text[1:]
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+    if not shallow and text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise JsonTooDeep(f"The text nests deeper than {MAX_DEPTH} levels")
     decoder = _ORDERING if _MAYBE_INDEX.search(text) else _PLAIN
     try:
@@ -208,19 +209,12 @@ def _constant(name: str) -> NoReturn:
 _PLAIN: Final = json.JSONDecoder(parse_int=_int, parse_constant=_constant)
 _ORDERING: Final = json.JSONDecoder(parse_int=_int, parse_constant=_constant, object_hook=index_keys_first)
 _MAYBE_INDEX: Final = re.compile(r'"(?:[0-9]|\\u003)')
-_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_BETWEEN: Final = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)++', re.DOTALL)
+_STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def _depth(text: str) -> int:
-    depth = deepest = 0
-    for match in _BRACKET.finditer(text):
-        first = match[0][0]
-        if first in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif first != '"':
-            depth -= 1
-    return deepest
+    return max(accumulate(map(_STEP.__getitem__, _BETWEEN.sub("", text)), initial=0))
 
 
 def _refuse_prototypes(value: Json) -> None:

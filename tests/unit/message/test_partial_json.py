@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.message.partial_json import PartialJsonScanner, parse_partial_json
+from tailrace.wire.jsjson import MAX_DEPTH, parse, stringify
 
 VECTORS = Path(__file__).parents[2] / "golden" / "partial-json.json.gz"
 CASES: list[Any] = json.loads(gzip.decompress(VECTORS.read_bytes()))["cases"]
@@ -61,6 +62,25 @@ def test_no_text_raises(text: str, legacy: bool) -> None:
 def test_deep_nesting_ends_in_an_answer() -> None:
     for text in ("[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000):
         parse_partial_json(text)
+
+
+@pytest.mark.parametrize("ending", ["", "]", "] x"])
+def test_the_deepest_text_is_read_and_a_deeper_one_is_none(ending: str) -> None:
+    value: Any = []
+    for _ in range(MAX_DEPTH - 1):
+        value = [value]
+    closing = ending.replace("]", "]" * MAX_DEPTH)
+    parsed = parse_partial_json("[" * MAX_DEPTH + closing)
+    assert parsed is not None
+    assert parsed.value == value
+    assert parse_partial_json("[" * (MAX_DEPTH + 1) + closing.replace("]", "]]", 1)) is None
+
+
+@given(st.recursive(st.text('[{]}"\\', max_size=3) | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_a_whole_text_is_complete_and_what_it_says(value: Any) -> None:
+    parsed = parse_partial_json(stringify({"a": value}))
+    assert parsed is not None
+    assert (parsed.state, parsed.value) == ("complete", parse(stringify({"a": value})))
 
 
 def test_a_huge_number_is_a_double() -> None:
