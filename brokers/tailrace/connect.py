@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from tailrace.errors import MissingExtra, UnknownScheme
+from tailrace.errors import BrokerUnsuitable, MissingExtra, UnknownScheme
 from tailrace.model import Limits
 
 if TYPE_CHECKING:
@@ -164,6 +164,11 @@ async def _open_kafka(url: str, options: StoreOptions, also_close: Callable[[], 
     from tailrace.store import LogStore
 
     limits = options.limits
+    if limits.max_total_bytes is not None:
+        raise BrokerUnsuitable(
+            f"TAILRACE_MAX_TOTAL_BYTES={limits.max_total_bytes} cannot be kept on Kafka, which never refuses for size",
+            hint="Unset it and watch the brokers' disks, or use another broker.",
+        )
     chosen = replace(
         options.kafka or KafkaOptions(),
         retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,

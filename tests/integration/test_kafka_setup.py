@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tailrace._ports import choose_port
+from tailrace.connect import StoreOptions, connect
 from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import connection as connections
@@ -26,6 +27,7 @@ from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka_local.jars import classpath
 from tailrace.kafka_local.java import find_java
 from tailrace.kafka_local.node import Node, new_cluster_id
+from tailrace.model import Limits
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.servers import NatsServer
 
@@ -196,6 +198,11 @@ async def test_the_second_of_two_brokers_serves(server: KafkaServer, options: Ka
         port = taken.getsockname()[1]
     async with opened(f"kafka://127.0.0.1:{port},{server.bootstrap}", options):
         pass
+
+
+async def test_a_bound_that_kafka_cannot_keep_is_refused(server: KafkaServer) -> None:
+    with pytest.raises(BrokerUnsuitable, match="TAILRACE_MAX_TOTAL_BYTES=5 cannot be kept"):
+        await connect(server.url, StoreOptions(limits=Limits(max_total_bytes=5)))
 
 
 # --- logins and TLS
