@@ -69,25 +69,32 @@ class Connection:
         an error. ``timeout`` in seconds (default: a request's)."""
         socket = await self._open()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        packed = socket.pack_command(*arguments)
         self._waiting.append(answer)  # nothing is awaited between here and the write
         try:
             async with asyncio.timeout(self.options.request_timeout if timeout is None else timeout):
-                await self._send(socket, arguments)
+                await self._send(socket, packed)
                 return await answer
         except TimeoutError:
             self._drop(socket, TimeoutError())
             raise Unanswered(f"Redis at {self} did not answer in time") from None
         except RedisError as error:
-            if isinstance(error, ReadOnlyError):
-                self._drop(socket, error)
             if isinstance(error, NoScriptError):
                 raise
+            if isinstance(error, ReadOnlyError) or "read only replica" in str(error):
+                self._drop(socket, error)
             raise refusals.of(error, str(self)) from error
 
-    async def _send(self, socket: Socket, arguments: Sequence[Any]) -> None:
+    async def _send(self, socket: Socket, packed: Sequence[bytes]) -> None:
+        # not the library's own send: that connects anew, in the midst of answers, and closes where a caller goes away
+        writer = socket._writer
+        if writer is None:
+            self._drop(socket, SocketLost("closed"))
+            return
+        writer.writelines(packed)
         try:
-            await socket.send_packed_command(socket.pack_command(*arguments), check_health=False)
-        except (RedisError, OSError) as error:
+            await writer.drain()
+        except OSError as error:
             self._drop(socket, error)
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Any) -> Any:
@@ -106,7 +113,13 @@ class Connection:
             if self._opening is None:
                 self._opening = asyncio.create_task(self._connect(), name="redis connect")
                 self._opening.add_done_callback(self._opened)
-            await asyncio.shield(self._opening)
+            opening = self._opening
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                if opening.cancelled() and not _is_cancelled():
+                    raise BrokerUnavailable(f"The connection to Redis at {self} was closed") from None
+                raise
         return socket
 
     def _opened(self, task: asyncio.Task[None]) -> None:
@@ -215,6 +228,16 @@ class Connection:
                 answer.exception()
         _abort(socket)
 
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """The server that it is connected to now."""
+        return (self._socket.host, int(self._socket.port)) if self._socket is not None else None
+
+    def drop(self) -> None:
+        """Break the connection; the next request opens another."""
+        if self._socket is not None:
+            self._drop(self._socket, SocketLost("dropped"))
+
     async def close(self) -> None:
         """Idempotent."""
         self._closed = True
@@ -229,6 +252,12 @@ class Connection:
         if self._sentinel is not None:
             with suppress(RedisError, OSError):
                 await self._sentinel.aclose()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked the current task to stop."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _abort(socket: Socket) -> None:

@@ -9,6 +9,7 @@ many readers it has.
 Rules.
 
 - After a lost connection everybody who listens is told (`uncertain`): a server that came back may have lost entries.
+- After a failover the blocked read follows the ordinary connection: it writes nothing, so no replica refuses it.
 - ``sweep`` is called about once a second while somebody listens, busy or not: it looks at what wakes nobody.
 """
 
@@ -94,6 +95,8 @@ class Listener:
                 except (BrokerError, Unanswered) as error:
                     lost = True
                     logger.debug("listening was interrupted: %s", error)
+            if None not in (self._ask.peer, self._line.peer) and self._ask.peer != self._line.peer:
+                self._line.drop()  # what is listened to is no longer what is written to
             now = asyncio.get_running_loop().time()
             if now - swept >= BLOCK:
                 swept = now

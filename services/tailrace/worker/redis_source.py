@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import structlog
 
-from tailrace.commit import backoff
+from tailrace.commit import backoff, insist
 from tailrace.contracts import Command, StreamStore
 from tailrace.errors import BrokerError, InvalidStreamId
 from tailrace.model import validate_stream_id
@@ -55,7 +55,7 @@ class RedisDelivery:
             return None
 
     async def ack(self) -> None:
-        await self._source.queue.ack(self._taken, self._source.name)
+        await insist(lambda: self._source.queue.ack(self._taken, self._source.name))
 
     async def retry(self, delay: float) -> None:
         if delay <= 0:
