@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from copy import copy
 from functools import partial
 from inspect import isawaitable
@@ -43,7 +44,7 @@ from tailrace.message.chunks import (
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import AnswerClosed
 from tailrace.message.ids import NewId
-from tailrace.message.merge import Merge
+from tailrace.message.merge import Merge, each
 from tailrace.message.text import Emit, TextWriter, finish_part
 from tailrace.message.tool_call import ToolCallWriter, ToolResponse
 from tailrace.wire.jsjson import stringify
@@ -234,14 +235,14 @@ class AssistantStreamController:
         return merge
 
     async def merge(self, chunks: AsyncIterable[Chunk] | Iterable[Chunk]) -> None:
-        """Adds all chunks of another answer as they come. Other writers may write meanwhile, if this runs as a task."""
+        """Adds all chunks of another answer as they come. Other writers may write meanwhile, if this runs as a task.
+
+        An asynchronous generator is closed, however this ends.
+        """
         merge = self.merging()
         try:
-            if isinstance(chunks, AsyncIterable):
-                async for chunk in chunks:
-                    merge.push(chunk)
-            else:
-                for chunk in chunks:
+            async with aclosing(each(chunks)) as incoming:
+                async for chunk in incoming:
                     merge.push(chunk)
         finally:
             merge.close()

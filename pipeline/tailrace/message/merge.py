@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 
 from tailrace.message.chunks import Chunk, PartStartChunk
 from tailrace.message.errors import AnswerClosed, UnknownPart
@@ -40,3 +40,17 @@ class Merge:
         if not self.closed:
             self.closed = True
             self._on_close()
+
+
+async def each(chunks: AsyncIterable[Chunk] | Iterable[Chunk]) -> AsyncGenerator[Chunk]:
+    """The chunks of an answer. To close this closes ``chunks``, if that is a generator: nobody else reads on."""
+    if not isinstance(chunks, AsyncIterable):
+        for chunk in chunks:
+            yield chunk
+        return
+    try:
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()

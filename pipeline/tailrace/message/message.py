@@ -209,6 +209,11 @@ class Message:
         """The text of all text parts."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
+    @property
+    def tool_calls(self) -> list[ToolCallPart]:
+        """The tool calls, in order."""
+        return [part for part in self.parts if isinstance(part, ToolCallPart)]
+
     def to_json(self) -> dict[str, Json]:
         return {
             "role": self.role,

@@ -60,6 +60,7 @@ from tailrace.message.message import (
     ToolCallPart,
     WholePart,
 )
+from tailrace.message.openai_chat import to_openai_messages, to_openai_tools
 from tailrace.message.partial_json import PartialJson, PartialJsonScanner, parse_partial_json
 from tailrace.message.schema import validate_chunk
 from tailrace.message.text import TextWriter
@@ -142,6 +143,8 @@ __all__ = [
     "run_pending_tools",
     "to_generic_messages",
     "to_json_schema",
+    "to_openai_messages",
+    "to_openai_tools",
     "to_partial_json_schema",
     "to_tools_json_schema",
     "tool",

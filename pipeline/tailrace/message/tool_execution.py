@@ -11,7 +11,7 @@ Rules:
 - A call is executed once, however often its arguments end.
 - The stream ends when the source has ended and all that was executed has answered. Readers then get ToolCallEnded for
   what never came; ``stream_call`` is not waited for.
-- If the source fails, or nobody reads on, what runs is cancelled.
+- If the source fails, or nobody reads on, what runs is cancelled, and a source that is a generator is closed.
 - At most AHEAD chunks are read that nobody has taken yet.
 - Parts are not nested: another path raises InvalidUpdate, as does a chunk of a part that was never opened.
 
@@ -24,6 +24,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isawaitable, iscoroutine
@@ -43,6 +44,7 @@ from tailrace.message.chunks import (
 )
 from tailrace.message.controller import describe
 from tailrace.message.errors import InvalidToolArgs, InvalidUpdate, ToolCallEnded
+from tailrace.message.merge import each
 from tailrace.message.tool_call import NO_RESULT, ToolResponse
 from tailrace.message.tool_reader import ToolCallReader
 from tailrace.message.values import UNDEFINED
@@ -145,11 +147,12 @@ class _Answer:
         self.wake()
 
     async def take(self, chunks: AsyncIterable[Chunk]) -> None:
-        async for chunk in chunks:
-            self.feed(chunk)
-            while len(self.out) >= AHEAD:
-                self.room.clear()
-                await self.room.wait()
+        async with aclosing(each(chunks)) as incoming:
+            async for chunk in incoming:
+                self.feed(chunk)
+                while len(self.out) >= AHEAD:
+                    self.room.clear()
+                    await self.room.wait()
 
     def end(self, *, cancel: bool) -> None:
         for call in self.calls.values():

@@ -15,20 +15,29 @@ Rules:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import Final
 
 from tailrace.errors import TailraceError, TooMuchPending
+from tailrace.message.accumulator import AssistantMessageAccumulator
 from tailrace.message.chunks import Chunk, ErrorChunk
 from tailrace.message.controller import AssistantStreamController
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.ids import NewId, id_maker
+from tailrace.message.merge import each
+from tailrace.message.message import Message
 from tailrace.message.text import Emit
 from tailrace.model import Ending, Status
 from tailrace.wire import Format
 from tailrace.worker.outlet import Outlet
 
 NEW_ID: Final[NewId] = id_maker(secrets.randbelow)
+
+
+def _now() -> float:
+    return time.time() * 1000
 
 
 async def _no_wait() -> None:
@@ -52,6 +61,30 @@ class Controller(AssistantStreamController):
     async def drain(self) -> None:
         """Let what was written flow, and wait while too much of it is not stored yet."""
         await self._drain()
+
+    async def merge(self, chunks: AsyncIterable[Chunk] | Iterable[Chunk]) -> None:
+        """Adds all chunks of another answer as they come, and drains behind each.
+
+        An asynchronous generator is closed, however this ends.
+        """
+        await super().merge(self._drained(chunks, lambda _: None))
+
+    async def accumulate(self, chunks: AsyncIterable[Chunk] | Iterable[Chunk]) -> Message:
+        """Adds another answer as `merge` does, and returns the message that it builds: with one step of a model, what
+        the next one is told. Raises InvalidUpdate for chunks that build none, as for state that began elsewhere."""
+        accumulator = AssistantMessageAccumulator(clock=_now, new_id=NEW_ID)
+        await super().merge(self._drained(chunks, accumulator.feed))
+        accumulator.close()
+        return accumulator.message
+
+    async def _drained(
+        self, chunks: AsyncIterable[Chunk] | Iterable[Chunk], told: Callable[[Chunk], object]
+    ) -> AsyncGenerator[Chunk]:
+        async with aclosing(each(chunks)) as incoming:
+            async for chunk in incoming:
+                told(chunk)
+                yield chunk
+                await self._drain()
 
 
 class Answer:

@@ -73,15 +73,12 @@ def openai(base_url: str | None = None, api_key: str | None = None, model: str |
         body = {"stream_options": {"include_usage": True}} | input.model_dump(exclude={"messages", "model"})
         body = {name: value for name, value in body.items() if value is not None} | {"stream": True}
         transport = DefaultAsyncHttpxClient(verify=_tls())
-        completion = Completion(controller)
+        completion = Completion()
         # an endpoint without keys wants none, the client wants something
         async with AsyncOpenAI(base_url=base_url, api_key=api_key or "none", http_client=transport) as client:
             messages: Any = input.messages
             stream = await client.chat.completions.create(model=chosen, messages=messages, stream=True, extra_body=body)
-            async with stream:
-                async for part in stream:
-                    completion.feed(part)
-                    await controller.drain()
-        completion.finish()
+            await controller.merge(completion.chunks(stream))
+        completion.finish(controller)
 
     return complete

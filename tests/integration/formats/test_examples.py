@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 
+from tailrace.message import tool
 from tailrace.message.chunks import Chunk, StepFinishChunk
 from tailrace.message.message import Message
 from tailrace.wire import find_format
@@ -137,9 +137,10 @@ async def test_the_agent_of_the_example_itself(serve: Any, message: Build, examp
 
 
 class Model:
-    """A chat endpoint that calls two tools, then adds with a wrong argument, and then answers with what it was told."""
+    """A chat endpoint that gives one of ``steps``, deltas each, to each request, and the last one again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *steps: list[dict[str, Any]]) -> None:
+        self.steps = steps
         self.requests: list[dict[str, Any]] = []
         self.url = ""
 
@@ -158,53 +159,138 @@ class Model:
         self.requests.append(json.loads(await reader.readexactly(length)))
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         base = {"id": f"c{len(self.requests)}", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-        for delta in self._deltas():
+        deltas = self.steps[min(len(self.requests), len(self.steps)) - 1]
+        for delta in deltas:
             choice = {"index": 0, "delta": delta, "finish_reason": None}
             writer.write(b"data: " + json.dumps(base | {"choices": [choice]}).encode() + b"\n\n")
             await writer.drain()
-        last = {"index": 0, "delta": {}, "finish_reason": "stop" if len(self.requests) == 3 else "tool_calls"}
+        calls = any("tool_calls" in delta for delta in deltas)
+        last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}
         writer.write(b"data: " + json.dumps(base | {"choices": [last]}).encode() + b"\n\ndata: [DONE]\n\n")
         await writer.drain()
         writer.close()
         await writer.wait_closed()
 
-    def _deltas(self) -> list[dict[str, Any]]:
-        def call(index: int, name: str, arguments: str) -> dict[str, Any]:
-            function = {"name": name, "arguments": arguments}
-            return {"tool_calls": [{"index": index, "id": f"{name}-{index}", "function": function}]}
 
-        match len(self.requests):
-            case 1:
-                cities = [call(index, "temperature", f'{{"city":"{name}"}}') for index, name in enumerate(CITIES)]
-                return [{"content": "Let me see."}, *cities]
-            case 2:
-                return [call(0, "add", '{"numbers":["x"]}')]
-            case _:
-                return [{"content": "Bern."}]
+def call(index: int, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"tool_calls": [{"index": index, "id": f"{name}-{index}", "function": function}]}
 
 
-CITIES = ("Bern", "Oslo", "Atlantis")
+def temperatures(*cities: str) -> list[dict[str, Any]]:
+    return [call(index, "temperature", json.dumps({"city": city})) for index, city in enumerate(cities)]
 
 
-async def test_a_handler_with_tools(serve: Any, message: Build, example: Any) -> None:
-    async with Model() as model:
-        tools = example("tools")
-        service = await serve(tools.answering(lambda: AsyncOpenAI(base_url=model.url, api_key="none")))
-        input = {"question": "Where is it warmer?", "model": "m"}
-        chunks = decoded((await service.run("desk", input, format="assistant-transport")).content)
-    found = parts(message(chunks))
+ASKED = {"question": "Where is it warmer?", "model": "m"}
+Desk = Callable[..., Any]
+
+
+@pytest.fixture
+def desk(serve: Any, example: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Serves the example, whose endpoint is ``model``; ``tools`` take the place of those of their names."""
+
+    async def served(model: Model, **tools: Any) -> Any:
+        monkeypatch.setenv("OPENAI_BASE_URL", model.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        module = example("tools")
+        module.TOOLS.update(tools)
+        return await serve(*load("example_tools"))
+
+    return served
+
+
+async def test_a_handler_with_tools(desk: Desk, message: Build) -> None:
+    first = [{"content": "Let me see."}, *temperatures("Bern", "Oslo", "Atlantis")]
+    wrong = [call(0, "add", '{"numbers":["x"]}'), call(1, "fly", "{}")]
+    async with Model(first, wrong, [{"content": "Bern."}]) as model:
+        service = await desk(model)
+        chunks = decoded((await service.run("desk", ASKED, format="assistant-transport")).content)
+    answer = message(chunks)
+    found = parts(answer)
     assert [part["text"] for part in found if part["type"] == "text"] == ["Let me see.", "Bern."]
-    results = [(part["result"], part["isError"]) for part in found if part["type"] == "tool-call"]
-    assert results[:3] == [
-        ({"city": "Bern", "celsius": 21}, False),
+    calls = [part for part in found if part["type"] == "tool-call"]
+    bern = {"city": "Bern", "celsius": 21}
+    assert [(part["result"], part["isError"]) for part in calls[:3]] == [
+        (bern, False),
         ({"city": "Oslo", "celsius": 14}, False),
-        ("Unknown: 'atlantis'", True),
+        ("KeyError: 'atlantis'", True),
     ]
-    assert results[3][0].startswith("Wrong arguments: ")
+    assert calls[3]["isError"]
+    assert calls[3]["result"].startswith("Error: Function parameter validation failed. ")
+    assert "result" not in calls[4]  # nobody has such a tool
     assert [step.is_continued for step in chunks if isinstance(step, StepFinishChunk)] == [True, True, False]
-    first, second, third = model.requests
-    assert [tool["function"]["name"] for tool in first["tools"]] == ["temperature", "add"]
-    assert first["tools"][0]["function"]["parameters"]["required"] == ["city"]
-    assert [one["role"] for one in second["messages"]] == ["user", "assistant", "tool", "tool", "tool"]
-    assert json.loads(second["messages"][2]["content"]) == {"city": "Bern", "celsius": 21}
-    assert len(third["messages"]) == 7
+    assert [step.finish_reason for step in answer.metadata.steps] == ["tool-calls", "tool-calls", "stop"]
+    one, two, three = model.requests
+    assert [tool["function"]["name"] for tool in one["tools"]] == ["add", "temperature"]
+    assert one["tools"][1]["function"] == {
+        "name": "temperature",
+        "description": "The temperature in a city, in degrees Celsius.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }
+    said = two["messages"]
+    assert [each["role"] for each in said] == ["user", "assistant", "tool", "tool", "tool"]
+    assert (said[1]["content"], said[1]["tool_calls"][0]["id"]) == ("Let me see.", "temperature-0")
+    assert (json.loads(said[2]["content"]), said[4]["content"]) == (bern, "KeyError: 'atlantis'")
+    assert three["messages"][:5] == said
+    assert [each["role"] for each in three["messages"][5:]] == ["assistant", "tool", "tool"]
+    assert three["messages"][6]["content"] == calls[3]["result"]
+    assert json.loads(three["messages"][7]["content"]) == {"error": "Tool call was not completed"}
+
+
+async def test_a_result_is_read_while_another_tool_runs(desk: Desk, message: Build) -> None:
+    read = asyncio.Event()
+
+    @tool
+    async def temperature(city: str) -> str:
+        if city == "Oslo":
+            await read.wait()
+        return f"fine in {city}"
+
+    async with Model(temperatures("Oslo", "Bern"), [{"content": "Bern."}]) as model:
+        service = await desk(model, temperature=temperature)
+        body = b""
+        run = {"handler": "desk", "input": ASKED, "format": "assistant-transport"}
+        async with service.client.stream("POST", "/v1/runs", json=run) as response:
+            async for part in response.aiter_bytes():
+                body += part
+                if b"fine in Bern" in body and not read.is_set():
+                    assert b"fine in Oslo" not in body
+                    read.set()
+    answer = message(decoded(body))
+    assert [one.result for one in answer.tool_calls] == ["fine in Oslo", "fine in Bern"]
+    finish = [chunk.type for chunk in decoded(body)].index("step-finish")
+    assert max(index for index, chunk in enumerate(decoded(body)) if chunk.type == "result") < finish
+
+
+async def test_a_cancel_of_the_run_cancels_its_tools(desk: Desk) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def temperature(city: str) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async with Model(temperatures("Oslo")) as model:
+        service = await desk(model, temperature=temperature)
+        await service.accept("desk", ASKED, id="a", format="assistant-transport")
+        await started.wait()
+        assert (await service.client.post("/v1/runs/a/cancel")).is_success
+        await cancelled.wait()
+        body, _ = await service.body("a")
+    assert (await service.status("a"))["code"] == "cancelled"
+    assert b"tool-call-args-text-finish" in body
+    assert b'"result"' not in body
+    assert len(model.requests) == 1
+
+
+async def test_a_model_that_never_answers_is_given_up(desk: Desk, message: Build) -> None:
+    async with Model(temperatures("Bern")) as model:
+        service = await desk(model)
+        await service.accept("desk", ASKED, id="a", format="assistant-transport")
+        body, _ = await service.body("a")
+    assert len(model.requests) == 8
+    assert len(message(decoded(body)).tool_calls) == 8
+    assert (await service.status("a"))["message"] == "No answer in 8 steps"

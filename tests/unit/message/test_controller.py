@@ -305,6 +305,24 @@ async def test_merged_answers_get_the_next_indices() -> None:
     assert control.finished
 
 
+async def test_a_merged_answer_is_closed_where_the_outer_one_takes_no_more() -> None:
+    closed = False
+
+    async def live() -> AsyncIterator[Chunk]:
+        nonlocal closed
+        try:
+            while True:
+                yield chunk_from_json({"type": "data", "path": [], "data": []})
+                control.finish()
+        finally:
+            closed = True
+
+    control, out = controller()
+    with pytest.raises(AnswerClosed):
+        await control.merge(live())
+    assert (closed, len(out)) == (True, 1)
+
+
 def test_a_merged_chunk_of_a_part_that_never_opened() -> None:
     control, _ = controller()
     merge = control.merging()

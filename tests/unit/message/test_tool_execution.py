@@ -477,19 +477,23 @@ async def test_a_watcher_that_fails_is_logged_and_no_more(caplog: pytest.LogCapt
     assert "stream_call of the tool watched failed" in caplog.text
 
 
-async def test_no_more_is_read_ahead_than_said() -> None:
-    read = 0
+async def test_no_more_is_read_ahead_than_said_and_what_is_not_read_on_is_closed() -> None:
+    read, closed = 0, False
 
     async def endless() -> AsyncIterator[Chunk]:
-        nonlocal read
-        while True:
-            read += 1
-            yield chunk_from_json({"type": "data", "path": [], "data": [read]})
+        nonlocal read, closed
+        try:
+            while True:
+                read += 1
+                yield chunk_from_json({"type": "data", "path": [], "data": [read]})
+        finally:
+            closed = True
 
     async with asyncio.timeout(10), aclosing(tool_result_stream(endless(), {})) as answer:
         for taken in range(1, 1000):
             await anext(answer)
             assert read <= taken + AHEAD
+    assert closed
 
 
 async def test_an_executor_may_answer_at_once_or_leave_it_to_others() -> None:

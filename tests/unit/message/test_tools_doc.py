@@ -23,6 +23,11 @@ async def test_its_code_runs() -> None:
         await example()
 
 
+def test_the_loop_in_it_is_that_of_the_example() -> None:
+    (loop,) = re.findall(r"^```python example\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert (Path(__file__).parents[3] / "examples" / "tools.py").read_text(encoding="utf-8").endswith(f"\n\n{loop}")
+
+
 def test_every_error_of_tools_is_told() -> None:
     told = dict(re.findall(r"^\| `([a-z-]+)` \| `(\w+)` \|", PAGE, re.MULTILINE))
     for error in ToolError.__subclasses__():
