@@ -341,6 +341,32 @@ async def test_a_killed_broker_delays_and_loses_nothing(tmp_path: Path) -> None:
             assert gate.begun == 3
 
 
+@pytest.mark.chaos
+async def test_a_worker_stops_while_the_broker_is_away_and_its_command_runs_later(tmp_path: Path) -> None:
+    with KafkaServer(tmp_path / "kafka") as server:
+        site, gate = Site(server, "tailrace"), Gate()
+        async with site.opened() as store:
+            async with working(store, gate.handler):
+                await submit(store, "a", "gate")
+                await first_bytes(store, "a")
+                before = {task for task in asyncio.all_tasks() if "worker" in task.get_name()}
+                await asyncio.to_thread(server.kill)
+            assert all(task.done() for task in before)
+        await asyncio.to_thread(server.start)
+        async with site.opened() as store, working(store, gate.handler):
+            info = await ended(store, "a")
+            assert info.status in (Status.ERROR, Status.PRODUCER_LOST)
+
+
+async def test_a_login_is_used_for_runs_and_cancels_too(tmp_path: Path) -> None:
+    gate = Gate()
+    async with await connect(f"embedded+kafka://{tmp_path / 'kafka'}") as store, working(store, gate.handler):
+        await submit(store, "a", "gate")
+        await first_bytes(store, "a")
+        await store.runs.cancel(store.members.id, "a")
+        assert (await ended(store, "a")).status is Status.CANCELLED
+
+
 async def test_what_cannot_be_run_is_a_dead_letter(site: Site) -> None:
     gate = Gate()
     async with site.opened() as store, site.opened() as gateway, working(store, gate.handler):

@@ -92,11 +92,15 @@ class KafkaRunQueue:
         return restart
 
     async def _passed(self, feed: Feed, offset: int) -> None:
-        try:
-            async with asyncio.timeout(self.connection.options.request_timeout):
-                await feed.passed(offset)
-        except TimeoutError:
-            raise BrokerUnavailable(f"The runs at {self.connection} cannot be read") from None
+        """Return when everything before ``offset`` is in the table. However much that is: who gets on is not late."""
+        while True:
+            before = feed.position
+            try:
+                async with asyncio.timeout(self.connection.options.request_timeout):
+                    return await feed.passed(offset)
+            except TimeoutError:
+                if feed.position == before:
+                    raise BrokerUnavailable(f"The runs at {self.connection} cannot be read") from None
 
     async def _refresh(self, place: Place) -> None:
         """Return when the table knows all that was stored there when this call began. Raises `BrokerUnavailable`."""

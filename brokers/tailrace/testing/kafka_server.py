@@ -98,7 +98,8 @@ class KafkaServer(ServerProcess):
 
 
 class KafkaCluster:
-    """``size`` Kafka nodes that know each other, in folders of ``directory``; `start` (or ``with``) runs them."""
+    """``size`` Kafka nodes that know each other, in folders of ``directory``: as one broker, and the leader of a
+    partition alone. `start` (or ``with``) runs the nodes that do not run."""
 
     def __init__(self, directory: Path, size: int = 3, *, properties: Mapping[str, str] | None = None) -> None:
         controllers = {node: choose_port(None, None) for node in range(1, size + 1)}
@@ -116,8 +117,9 @@ class KafkaCluster:
 
     @property
     def url(self) -> str:
-        """`kafka://` with every node's address."""
-        return f"kafka://{self.bootstrap}"
+        """The URL of all nodes, which asks for as many replicas as there are, acknowledged by more than half."""
+        size = len(self.nodes)
+        return f"kafka://{self.bootstrap}/?replicas={size}&min_insync_replicas={size // 2 + 1}"
 
     @property
     def bootstrap(self) -> str:
@@ -137,11 +139,13 @@ class KafkaCluster:
         raise RuntimeError(f"nobody leads {topic}-{partition}")
 
     def start(self) -> Self:
-        """Run all nodes, and return when each takes connections and sees all the others."""
+        """Run the nodes that do not run, and return when each takes connections and sees all the others."""
         try:
-            for node in self.nodes:
+            coming = [node for node in self.nodes if not node.running]
+            for node in coming:
+                node.kill()  # what ended by itself is forgotten
                 node._spawn()
-            for node in self.nodes:
+            for node in coming:
                 node._await_ready()
             self._await_all()
         except BaseException:
@@ -159,9 +163,25 @@ class KafkaCluster:
         raise RuntimeError(f"the nodes do not find each other:\n{self.nodes[0].log[-4000:]}")
 
     def kill(self) -> None:
-        """SIGKILL all that run."""
+        """SIGKILL for all nodes."""
         for node in self.nodes:
             node.kill()
+
+    def kill_leader(self, topic: str, partition: int = 0) -> KafkaServer:
+        """SIGKILL for the node that leads the partition, which is given back."""
+        leader = self.leader(topic, partition)
+        leader.kill()
+        return leader
+
+    def pause(self) -> None:
+        """SIGSTOP for all nodes."""
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        """SIGCONT for all nodes."""
+        for node in self.nodes:
+            node.resume()
 
     def __enter__(self) -> Self:
         return self.start()
