@@ -104,7 +104,15 @@ class Claims:
         first = await self._connection.offsets(places, OffsetResetStrategy.EARLIEST)
         for place in places:
             self._followed.append(await self._feeds.follow(place, self._take, self._restart_of(place), first[place]))
-        await self.refresh()
+        ends = list(zip(self._followed, await self._connection.ends(places), strict=True))
+        while True:  # it may be much: as long as it goes on, it is waited for
+            before = [feed.position for feed in self._followed]
+            try:
+                await self._until(ends)
+                return
+            except BrokerUnavailable:
+                if before == [feed.position for feed in self._followed]:
+                    raise
 
     def _restart_of(self, place: Place) -> Lost:
         def restart(first: int, end: int) -> int:

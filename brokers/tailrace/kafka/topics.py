@@ -27,6 +27,7 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.protocol.offset import OffsetResetStrategy
 
 from tailrace.errors import BrokerFailed, BrokerUnavailable, BrokerUnsuitable
 from tailrace.kafka import refusals
@@ -36,6 +37,7 @@ from tailrace.kafka.wire import digest
 
 ATTEMPTS = 100
 PAUSE = 0.05
+PATIENCE = 9.0  # seconds for all of it
 _AT_LEAST = frozenset({"retention.ms", "max.message.bytes", "min.insync.replicas"})
 _FREE = frozenset({"segment.ms"})  # how the broker cuts its files is the operator's
 _UNLIMITED = "-1"
@@ -132,7 +134,7 @@ async def check(connection: Connection, topics: Sequence[Topic]) -> None:
     at once. Raises `BrokerError`."""
     admin = AIOKafkaAdminClient(**connection.library, request_timeout_ms=int(connection.options.request_timeout * 1000))
     try:
-        async with asyncio.timeout(2 * connection.options.request_timeout):
+        async with asyncio.timeout(PATIENCE):
             await admin.start()
             await _check(admin, connection, topics)
             await connection.watch([*connection.topics, *(topic.name for topic in topics)])
@@ -220,8 +222,13 @@ def _differences(settings: Mapping[str, str], held: Mapping[str, str | None]) ->
 
 
 async def _await_leaders(connection: Connection, topics: Sequence[Topic]) -> None:
-    for topic in topics:
-        for number in range(topic.partitions):
-            while connection.leader(Place(topic.name, number)) is None:
-                await connection.relearn()
-                await asyncio.sleep(PAUSE)
+    places = [Place(topic.name, number) for topic in topics for number in range(topic.partitions)]
+    while any(connection.leader(place) is None for place in places):
+        await connection.relearn()
+        await asyncio.sleep(PAUSE)
+    while True:  # a broker that was named the leader of a new partition may not know it yet
+        try:
+            await connection.offsets(places, OffsetResetStrategy.EARLIEST)
+            return
+        except BrokerUnavailable:
+            await asyncio.sleep(PAUSE)
