@@ -39,6 +39,11 @@ def test_an_error_is_one_line_whatever_it_holds() -> None:
     assert output.error_line(TailraceError("It broke", code="broken")) == "It broke [broken]"
 
 
+def test_what_a_sender_wrote_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.note("type: \x1b]0;title\x07\x7f\x9b31m\u2028é")
+    assert capsys.readouterr().err == "tailrace: type: \\u001b]0;title\\u0007\\u007f\\u009b31m é\n"
+
+
 def test_exit_statuses_tell_a_bad_ending_from_a_failure() -> None:
     assert output.exit_status(StreamErrored("no")) == output.exit_status(ProducerLost("no")) == 1
     assert output.exit_status(BrokerUnavailable("no")) == output.exit_status(StreamNotFound("no")) == 2

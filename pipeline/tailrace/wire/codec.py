@@ -28,7 +28,7 @@ from tailrace.message.chunks import (
     ToolCallInit,
     UnknownInit,
 )
-from tailrace.wire.errors import UnsupportedChunk
+from tailrace.wire.errors import UnsupportedChunk, shortened
 
 MAX_DROPS: Final = 20
 
@@ -96,6 +96,7 @@ class BaseDecoder(Generic[_C]):
         return out
 
     def _drop(self, message: str) -> None:
+        message = shortened(message)
         if len(self.drops) < MAX_DROPS and message not in self.drops:
             self.drops.append(message)
 

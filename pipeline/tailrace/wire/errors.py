@@ -17,11 +17,26 @@ Where upstream words an error, these words are the same, so that programs which 
 
 from __future__ import annotations
 
+from typing import Final
+
 from tailrace.errors import LimitExceeded, TailraceError
+
+QUOTED: Final = 1000
+"""The most characters of a sender's bytes that a message quotes."""
+
+
+def shortened(text: str, most: int = QUOTED) -> str:
+    """The text, or its beginning and ``…``."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 class WireError(TailraceError):
+    """``message`` is shortened: it may quote what a sender wrote."""
+
     code = "wire-error"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
+        super().__init__(shortened(message, QUOTED + 100), code=code, hint=hint)
 
 
 class InvalidJson(WireError):

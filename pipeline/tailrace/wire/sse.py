@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tailrace.wire.codec import BaseDecoder
-from tailrace.wire.errors import LineTooLong, StreamCut
+from tailrace.wire.errors import LineTooLong, StreamCut, shortened
 from tailrace.wire.lines import MAX_LINE, LineDecoder, TextDecoder, size
 
 HEADERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -103,5 +103,4 @@ class SseDecoder(BaseDecoder[Event]):
 
 def incomplete_line(rest: str) -> StreamCut:
     """The error for bytes that end within a line; a very long one is shortened."""
-    shown = rest if len(rest) <= 1000 else rest[:1000] + "…"
-    return StreamCut(f'Stream ended with an incomplete line: "{shown}"')
+    return StreamCut(f'Stream ended with an incomplete line: "{shortened(rest)}"')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -18,8 +17,6 @@ from tailrace.settings import Settings, load
 
 if TYPE_CHECKING:
     from tailrace.model import StreamInfo
-
-_CONTROLS = re.compile("[\x7f-\x9f]")  # what JSON leaves as it is and a terminal may obey
 
 
 class _Chunk(Protocol):
@@ -173,7 +170,7 @@ class _Lines:
             (f"{offset:>8}", "dim"),
             f"  {stringify(path) if path is not None else '':<6}  ",
             (f"{kind!s:<26}", "cyan"),
-            "  " + _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", " ".join(rest)),
+            "  " + output.visible(" ".join(rest)),  # JSON leaves some as they are
         )
         line.rstrip()
         with self._console.capture() as printed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from rich.table import Table
 from tailrace.errors import StreamEnded, TailraceError
 
 OK, BAD_ENDING, FAILED = 0, 1, 2
+
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
 class ReaderGone(Exception):
@@ -52,7 +55,13 @@ def as_json(value: object) -> None:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """The text on one line, with nothing in it that a terminal would obey."""
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """Control characters as ``\\u001b``: what a sender wrote is shown, never obeyed."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def error_line(error: TailraceError) -> str:

@@ -127,6 +127,18 @@ def test_a_long_incomplete_line_is_shortened_in_the_error() -> None:
     assert len(caught.value.message) < 1100
 
 
+@pytest.mark.parametrize("line", ["{}:1", 'a:{{"toolCallId":"{}"}}', 'c:{{"toolCallId":"{}","argsTextDelta":""}}'])
+def test_what_is_quoted_of_the_bytes_is_bounded(line: str) -> None:
+    data = line.format("z" * 100_000).encode() + b"\n"
+    lenient = FORMATS["data-stream"].decoder(strict=False)
+    lenient.feed(data)
+    assert 0 < sum(map(len, lenient.drops)) < 2000
+    with pytest.raises(InvalidStream) as caught:
+        FORMATS["data-stream;v=0.3.15"].decoder().feed(data)
+    assert len(caught.value.message) < 2000
+    assert caught.value.message.endswith("…")
+
+
 def test_drops_are_counted_once_and_bounded() -> None:
     decoder = FORMATS["data-stream"].decoder(strict=False)
     for number in range(50):
