@@ -26,9 +26,8 @@ def program_order(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome
         index += 1
         part = chunk["part"]
         if part.get("toolName") == BOTH and part.get("parentId") != RAW:
-            places = [at for at, other in enumerate(chunks) if other["path"] == [index] and other.get("from") != RAW][
-                : len(_BOTH_ORDER)
-            ]
+            own = (at for at, other in enumerate(chunks) if other["path"] == [index] and other.get("from") != RAW)
+            places = [at for at in own if chunks[at]["type"] in _BOTH_ORDER][: len(_BOTH_ORDER)]
             order = sorted(places, key=lambda at: _BOTH_ORDER.index(chunks[at]["type"]))
             for place, source in zip(places, order, strict=True):
                 out[place] = theirs["chunks"][source]
