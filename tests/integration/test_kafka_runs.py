@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
@@ -16,7 +17,7 @@ from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, BrokerUnsuitable, RunTooLarge
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
-from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_server import KafkaCluster, KafkaServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("kafka")]
 
@@ -259,3 +260,29 @@ async def test_compaction_leaves_what_is_not_done(server: KafkaServer, options: 
         assert queued(fresh) == [left.id]
     finally:
         await fresh.close()
+
+
+@pytest.mark.timeout(300)
+async def test_the_death_of_a_leader_loses_no_run(tmp_path: Path) -> None:
+    options = KafkaOptions(partitions=2, claims_partitions=2, connect_timeout=30.0)
+    with KafkaCluster(tmp_path) as cluster:
+        broker = await open_kafka(cluster.url, options=options)
+        try:
+            place = broker.names.runs(COMMAND.stream_id)
+            accepted = [await broker.runs.submit(replace(COMMAND, handler=f"before-{number}")) for number in range(10)]
+            killed = await asyncio.to_thread(cluster.kill_leader, place.topic, place.partition)
+            while len(accepted) < 20:  # a submit is tried for a while, and an election may take longer
+                try:
+                    one = replace(COMMAND, handler=f"after-{len(accepted)}", id=f"id-{len(accepted)}")
+                    accepted.append(await broker.runs.submit(one))
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.1)
+            assert (await asyncio.to_thread(cluster.leader, place.topic, place.partition)).id != killed.id
+            assert sorted(queued(broker)) == sorted(command.id for command in accepted)
+            await asyncio.to_thread(cluster.start)
+            assert killed.running
+            fresh = await open_kafka(cluster.url, options=options)
+            assert sorted(queued(fresh)) == sorted(queued(broker))
+            await fresh.close()
+        finally:
+            await broker.close()
