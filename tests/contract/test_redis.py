@@ -1,11 +1,11 @@
-"""Redis against the contract kit, in both layouts of npm's keys."""
+"""Redis, and Valkey where there is one, against the contract kit, in both layouts of npm's keys."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -15,8 +15,10 @@ from tailrace.model import Limits
 from tailrace.redis import CAPABILITIES, RedisOptions
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
+from tailrace.testing.redis_server import RedisServer
 from tailrace.testing.resolve import resolve
 
+VALKEY = os.environ.get("TAILRACE_TEST_VALKEY_URL") or shutil.which("valkey-server")
 _prefixes = (f"kit{number}" for number in itertools.count())
 
 
@@ -24,6 +26,16 @@ _prefixes = (f"kit{number}" for number in itertools.count())
 def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with resolve("redis", tmp_path_factory.mktemp("redis"), os.environ, containers=False) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    assert VALKEY is not None
+    if "://" in VALKEY:
+        yield VALKEY
+        return
+    with RedisServer(tmp_path_factory.mktemp("valkey"), binary=VALKEY) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +79,17 @@ class TestRedisInTheOldLayout(OnRedis):
         return local_url
 
 
+if VALKEY:  # an extra: not every system that has a Redis has this one too
+
+    @pytest.mark.slow
+    class TestValkey(OnRedis):
+        @pytest.fixture
+        def server_url(self, valkey_url: str) -> str:
+            return valkey_url
+
+
 @pytest.mark.docker
 class TestRedisInDocker(OnRedis):
-    """The image's own settings: no append-only file, and the store says so."""
-
-    capabilities = replace(CAPABILITIES, durable=False)
-
     @pytest.fixture
     def server_url(self, docker_url: str) -> str:
         return docker_url

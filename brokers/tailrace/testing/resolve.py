@@ -72,7 +72,9 @@ _KAFKA = {
 IMAGES = {
     "nats": Image("nats:2.12-alpine", "nats", 4222, "Server is ready", ("-js", "-sd", "/tmp/nats")),
     "kafka": Image("apache/kafka:4.1.1", "kafka", 9092, "Kafka Server started", environment=_KAFKA),
-    "redis": Image("redis:7-alpine", "redis", 6379, "Ready to accept connections"),
+    "redis": Image(
+        "redis:7-alpine", "redis", 6379, "Ready to accept connections", ("redis-server", "--appendonly", "yes")
+    ),
 }
 
 
