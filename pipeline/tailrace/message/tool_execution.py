@@ -276,7 +276,7 @@ class _Answer:
             if listener is not None:
                 listener(init.tool_call_id, init.tool_name)
         except Exception:  # noqa: BLE001 - a listener only listens
-            _log.exception("the %s callback of a tool execution failed", name)
+            _log.exception("a listener of tool calls failed: %s", name)
 
 
 def begin(work: Coroutine[Any, Any, T], given: object) -> asyncio.Task[T]:
@@ -316,4 +316,4 @@ async def _watched(watching: Awaitable[Any], tool_name: str) -> None:
         except* ToolCallEnded:  # it was told, perhaps in several tasks at once, and has nothing to add
             pass
     except Exception:  # noqa: BLE001 - the answer does not depend on who watches it
-        _log.exception("stream_call of the tool %s failed", tool_name)
+        _log.exception("stream_call of a tool failed: %s", tool_name)

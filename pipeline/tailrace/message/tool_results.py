@@ -135,7 +135,7 @@ async def _run(tool: Tool, execute: Execute, args: Any, call: ToolCall, context:
         content = await _value(tool.to_model_output(ToolOutput(call.tool_call_id, call.args, response.result)))
         return replace(response, model_content=plain(list(content)))
     except Exception:  # noqa: BLE001 - the result itself is good
-        _log.exception("to_model_output of the tool %s failed; the model gets the result", call.tool_name)
+        _log.exception("to_model_output of a tool failed: %s", call.tool_name)
         return response
 
 

@@ -474,7 +474,7 @@ async def test_a_watcher_that_fails_is_logged_and_no_more(caplog: pytest.LogCapt
 
     watched = Tool(execute=lambda args, context: 1, stream_call=watch)
     assert [one.result for one in await results(call("watched", "{}"), watched=watched)] == [1]
-    assert "stream_call of the tool watched failed" in caplog.text
+    assert "stream_call of a tool failed: watched" in caplog.text
 
 
 async def test_no_more_is_read_ahead_than_said_and_what_is_not_read_on_is_closed() -> None:
