@@ -114,6 +114,7 @@ class DataStreamDecoder(_FrameDecoder):
     def __init__(self, *, strict: bool = True, max_line: int = MAX_LINE) -> None:
         super().__init__(max_line=max_line, lone_cr=True)
         self._strict = strict
+        self._open: list[ToolCall] = []  # those that may have open arguments
         self._handlers["aui-text-delta"] = self._text_delta
         self._handlers["aui-reasoning-delta"] = self._reasoning_delta
         self._handlers["aui-reasoning-part-start"] = self._reasoning_start
@@ -164,9 +165,9 @@ class DataStreamDecoder(_FrameDecoder):
                 f"Encountered duplicate tool call id: {call_id}", f"Dropped duplicate tool call start: {call_id}"
             )
             return
-        self._calls[call_id] = self._parts.tool_call(
-            fields.get("toolName", UNDEFINED), call_id, fields.get("parentId", UNDEFINED)
-        )
+        call = self._parts.tool_call(fields.get("toolName", UNDEFINED), call_id, fields.get("parentId", UNDEFINED))
+        self._calls[call_id] = call
+        self._open.append(call)
 
     def _args_delta(self, value: Json) -> None:
         fields, call_id = _call_fields("c", value)
@@ -221,8 +222,9 @@ class DataStreamDecoder(_FrameDecoder):
         super()._end_calls()
 
     def _close_all_args(self) -> None:
-        for call in self._calls.values():
+        for call in self._open:
             call.close_args()
+        self._open.clear()
 
 
 _CLOSES_ARGS: Final = frozenset(
