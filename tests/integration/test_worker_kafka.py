@@ -136,6 +136,11 @@ async def submit(store: LogStore, stream_id: str, name: str, **more: Any) -> Com
     return await store.runs.submit(Command(stream_id, name, text, "bytes", "digest", **more))
 
 
+def runs_of(store: LogStore) -> Any:
+    """The queue as Kafka's own, with its table."""
+    return store.runs
+
+
 async def body(store: LogStore, stream_id: str) -> bytes:
     reader = await store.open(stream_id, wait=60)
     parts = [reader.take_bytes()]
@@ -260,20 +265,16 @@ async def test_what_a_killed_worker_took_and_never_claimed_runs_elsewhere(site: 
         (queued,) = runs.table
         await runs.take(queued, "a-member-that-never-was")
         async with site.opened() as store, working(store, echo):
-            await until(lambda: list(cast_runs(store).table))
+            await until(lambda: list(runs_of(store).table))
             assert await body(gateway, "a") == b"runs"
             assert (await ended(gateway, "a")).owner == store.members.id
-
-
-def cast_runs(store: LogStore) -> Any:
-    return store.runs
 
 
 @pytest.mark.chaos
 async def test_a_command_that_its_workers_die_of_is_poison(site: Site) -> None:
     async with site.opened() as gateway:
         await submit(gateway, "a", "echo", input={"text": "deadly"})
-        runs = cast_runs(gateway)
+        runs = runs_of(gateway)
         await until(lambda: list(runs.table))
         (queued,) = runs.table
         for number in range(5):
@@ -370,7 +371,7 @@ async def test_a_login_is_used_for_runs_and_cancels_too(tmp_path: Path) -> None:
 async def test_what_cannot_be_run_is_a_dead_letter(site: Site) -> None:
     gate = Gate()
     async with site.opened() as store, site.opened() as gateway, working(store, gate.handler):
-        names = cast_runs(gateway)._names
+        names = runs_of(gateway)._names
         unreadable, _ = encode_command(Command("a", "gate", b"{}", "bytes", "x", id="broken"))
         unreadable["Tailrace-Meta"] = "{"
         producer = AIOKafkaProducer(bootstrap_servers=site.server.bootstrap)
@@ -389,7 +390,7 @@ async def test_what_cannot_be_run_is_a_dead_letter(site: Site) -> None:
         info = await gateway.status("a")
         assert (info.status, info.code) == (Status.ERROR, "poison")
         assert sorted(await dead_letters(site, 2)) == ["broken", "foreign"]
-        await until(lambda: not list(cast_runs(gateway).table))
+        await until(lambda: not list(runs_of(gateway).table))
         gate.open.set()
         await submit(gateway, "c", "gate")
         assert (await ended(gateway, "c")).status is Status.DONE
@@ -413,7 +414,7 @@ async def test_a_full_worker_takes_no_more_and_another_does(site: Site) -> None:
         for number in range(5):
             await submit(other, f"run-{number}", "gate")
         await until(lambda: gate.begun == 2)
-        table = cast_runs(other).table
+        table = runs_of(other).table
         await until(lambda: len(table.taken_by(store.members.id)) == 2)
         assert len(list(table)) == 5
         async with working(other, gate.handler, slots=10):
@@ -436,5 +437,5 @@ async def test_300_runs_on_two_workers_run_once_each(site: Site) -> None:
         gate.open.set()
         for number in range(300):
             assert await body(store, f"run-{number}") == f"run-{number} after".encode()
-        await until(lambda: not list(cast_runs(store).table))
+        await until(lambda: not list(runs_of(store).table))
         assert gate.begun == 300
