@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     import tailrace.message.public as public
 
+    if name == "__all__":  # a star asks for it
+        return public.__all__
     if name not in public.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(public, name)

@@ -11,12 +11,14 @@ from tailrace.message.chunks import (
     DataInit,
     ErrorChunk,
     FileInit,
+    FinishReason,
     InvalidChunk,
     Json,
     MessageFinishChunk,
     PartFinishChunk,
     PartInit,
     PartStartChunk,
+    Path,
     ReasoningInit,
     ResultChunk,
     SourceInit,
@@ -60,18 +62,21 @@ from tailrace.message.message import (
     ToolCallPart,
     WholePart,
 )
+from tailrace.message.object_controller import ObjectChunk, ObjectStreamController
 from tailrace.message.openai_chat import to_openai_messages, to_openai_tools
 from tailrace.message.partial_json import PartialJson, PartialJsonScanner, parse_partial_json
 from tailrace.message.schema import validate_chunk
+from tailrace.message.state import StateAccumulator
 from tailrace.message.text import TextWriter
-from tailrace.message.tool_call import ToolCallWriter, ToolResponse
+from tailrace.message.tool_call import NO_RESULT, ToolCallWriter, ToolResponse
 from tailrace.message.tool_execution import ToolCall, ToolExecutionStream
-from tailrace.message.tool_reader import ToolCallReader
+from tailrace.message.tool_reader import ToolCallArgsReader, ToolCallReader, ToolCallResponseReader
 from tailrace.message.tool_results import run_pending_tools, tool_result_stream
 from tailrace.message.tool_schema import to_json_schema, to_partial_json_schema, to_tools_json_schema, tool
 from tailrace.message.tools import Tool, ToolContext, ToolOutput, by_name
 
 __all__ = [
+    "NO_RESULT",
     "UNDEFINED",
     "AnnotationsChunk",
     "AnswerClosed",
@@ -83,6 +88,7 @@ __all__ = [
     "Dialect",
     "ErrorChunk",
     "FileInit",
+    "FinishReason",
     "GenericMessage",
     "Handler",
     "InvalidChunk",
@@ -95,6 +101,8 @@ __all__ = [
     "MessageError",
     "MessageFinishChunk",
     "Metadata",
+    "ObjectChunk",
+    "ObjectStreamController",
     "Part",
     "PartClosed",
     "PartFinishChunk",
@@ -102,10 +110,12 @@ __all__ = [
     "PartStartChunk",
     "PartialJson",
     "PartialJsonScanner",
+    "Path",
     "ReasoningInit",
     "ReasoningPart",
     "ResultChunk",
     "SourceInit",
+    "StateAccumulator",
     "Status",
     "Step",
     "StepFinishChunk",
@@ -116,11 +126,13 @@ __all__ = [
     "TextWriter",
     "Tool",
     "ToolCall",
+    "ToolCallArgsReader",
     "ToolCallArgsTextFinishChunk",
     "ToolCallEnded",
     "ToolCallInit",
     "ToolCallPart",
     "ToolCallReader",
+    "ToolCallResponseReader",
     "ToolCallWriter",
     "ToolContext",
     "ToolError",
