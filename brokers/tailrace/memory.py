@@ -184,7 +184,7 @@ class MemoryStore(LogStore):
     async def start(self) -> MemoryStore:
         await super().start()
         if self._gc_interval is not None:
-            self._gc = self._spawn(self._collect_for_ever(self._gc_interval))
+            self._gc = self._tasks.spawn(self._collect_for_ever(self._gc_interval))
         return self
 
     async def _collect_for_ever(self, interval: float) -> None:
