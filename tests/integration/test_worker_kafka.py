@@ -56,13 +56,19 @@ async def brief(input: Nothing) -> AsyncIterator[str]:
     await asyncio.sleep(1)
     yield " and ended"
 
+@handler("ticks", input=Nothing)
+async def ticks(input: Nothing) -> AsyncIterator[str]:
+    while True:
+        yield "tick "
+        await asyncio.sleep(0.1)
+
 async def main() -> None:
     kafka = KafkaOptions(prefix=sys.argv[2], partitions=2, claims_partitions=2, connect_timeout=20)
     store = await connect(sys.argv[1], StoreOptions(lease_ttl=2.0, kafka=kafka))
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     async with store:
-        worker = Worker(store, [slow, brief], slots=int(sys.argv[3]), drain_timeout=float(sys.argv[4]))
+        worker = Worker(store, [slow, brief, ticks], slots=int(sys.argv[3]), drain_timeout=float(sys.argv[4]))
         async with worker:
             print(store.members.id, flush=True)
             await over.wait()
@@ -254,6 +260,24 @@ async def test_the_run_of_a_killed_worker_ends_through_another(site: Site) -> No
             await forgotten(gateway, "a")
             info = await gateway.status("a")
         assert (info.status, info.code, info.bytes) == (Status.PRODUCER_LOST, "producer-lost", 5)
+
+
+@pytest.mark.chaos
+async def test_a_worker_that_slept_past_its_lease_forgets_the_run_that_it_lost(site: Site) -> None:
+    """There is no other worker: a gateway ends the stream, and the only one who can say that the command is done is
+    the one who lost it."""
+    async with site.opened() as gateway, site.worker() as process:
+        await submit(gateway, "a", "ticks")
+        await first_bytes(gateway, "a")
+        reading = asyncio.create_task(body(gateway, "a"))
+        process.send_signal(signal.SIGSTOP)
+        kept = await reading
+        assert (await gateway.status("a")).status is Status.PRODUCER_LOST
+        process.send_signal(signal.SIGCONT)
+        await forgotten(gateway, "a")
+        assert await body(gateway, "a") == kept
+        await submit(gateway, "b", "brief")
+        assert (await ended(gateway, "b")).status is Status.DONE
 
 
 @pytest.mark.chaos

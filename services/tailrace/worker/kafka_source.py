@@ -22,6 +22,7 @@ Rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -34,7 +35,7 @@ from faststream.kafka import KafkaBroker, TopicPartition
 from faststream.kafka.annotations import KafkaMessage
 
 from tailrace.contracts import Command, Members, StreamStore
-from tailrace.errors import BrokerUnavailable
+from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka.run_table import Queued
 from tailrace.kafka.runs import KafkaRunQueue
 from tailrace.worker.handlers import Handler
@@ -129,6 +130,7 @@ class KafkaSource:
             self._consider(queued)
             return
         self._turns.drop(queued.id)
+        self._in_hand.pop(queued.id, None)
         self._refused.pop(queued.id, None)
         self._undone.pop(queued.id, None)
 
@@ -183,12 +185,17 @@ class KafkaSource:
             raise
         except Exception as error:  # noqa: BLE001 - one command must not end what feeds all
             log.error("command-failed", error=str(error), stream=queued.stream_id, attempt=delivery.attempt)
-            await self.put_back(queued, LOOK)
+            with contextlib.suppress(BrokerError):
+                await self.put_back(queued, LOOK)
 
     async def _watch(self) -> None:
-        """Free what the lost had, and tell again what the broker did not hear."""
+        """Free what the lost had and what was dropped here, and tell again what the broker did not hear."""
         while True:
             await asyncio.sleep(LOOK)
+            for command_id in [one for one in self._in_hand if not self._runner.holds(one)]:
+                del self._in_hand[command_id]  # a run that was fenced or failed ends without a word: look again
+                if (dropped := self._runs.table.get(command_id)) is not None:
+                    self._consider(dropped)
             for member_id in self._runs.table.takers():
                 if member_id != self._members.id and self._members.is_lost(member_id):
                     for queued in self._runs.table.taken_by(member_id):
@@ -200,8 +207,10 @@ class KafkaSource:
 
     async def finish(self, queued: Queued) -> None:
         """The stream has its ending."""
-        self._undone[queued.id] = queued
         taken = self._in_hand.pop(queued.id, None)
+        if queued.id not in self._runs.table:  # somebody else has said so
+            return
+        self._undone[queued.id] = queued
         if taken is not None:
             await asyncio.wait({taken})  # else it might be stored behind its own removal, and stay
         await self._done(queued)
@@ -209,11 +218,11 @@ class KafkaSource:
     async def _done(self, queued: Queued) -> None:
         try:
             await self._runs.done(queued, self._members.id)
-        except BrokerUnavailable as error:
+        except BrokerError as error:
             log.info("ack-unheard", error=error.message, stream=queued.stream_id)
 
     async def put_back(self, queued: Queued, delay: float) -> None:
-        """Let anybody have it, this worker in ``delay`` seconds. Raises `BrokerUnavailable`."""
+        """Let anybody have it, this worker in ``delay`` seconds. Raises `BrokerError`."""
         self._in_hand.pop(queued.id, None)
         self._refused[queued.id] = self._refused.get(queued.id, 0) + 1
         if not self._stopping:
@@ -221,10 +230,10 @@ class KafkaSource:
         await self._runs.let_go(queued, self._members.id)
 
     async def bury(self, queued: Queued, reason: str) -> None:
-        """Raises `BrokerUnavailable`; then it is delivered again."""
+        """Raises `BrokerError`; then it is delivered again."""
         try:
             await self._runs.bury(queued, reason)
-        except BrokerUnavailable:
+        except BrokerError:
             await self.put_back(queued, LOOK)
             raise
         await self.finish(queued)

@@ -124,6 +124,10 @@ class Runner:
             run.stop(CANCELLED)
         return bool(runs)
 
+    def holds(self, command_id: str) -> bool:
+        """Whether the command is being judged here, or its run executed."""
+        return command_id in self._runs
+
     def refuse(self) -> None:
         """From now on, put every new command back."""
         self._draining = True
