@@ -192,10 +192,11 @@ async def sse_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, st
 
 
 async def start_run(
-    client: httpx.AsyncClient, base: str, run_id: str, input: object, handler: str = "echo"
+    client: httpx.AsyncClient, base: str, run_id: str, input: object, handler: str = "echo", **more: object
 ) -> httpx.Response:
-    """Have a run accepted, without reading it. Says "later" for as long as the gateway does."""
-    body = {"id": run_id, "handler": handler, "input": input}
+    """Have a run accepted, without reading it; ``more`` is the request's (``ttl=5``). Says "later" for as long as the
+    gateway does."""
+    body = {"id": run_id, "handler": handler, "input": input, **more}
     while True:
         response = await client.post(f"{base}/v1/runs", json=body, headers={"prefer": "respond-async"})
         if response.status_code not in BUSY:
