@@ -281,6 +281,7 @@ def _stream(
         "data": data,
         "cuts": cuts,
         "mutations": [kind for kind, *_ in mutations],
+        "kinds": kinds_in(format, lines),
     }
 
 
@@ -383,11 +384,10 @@ json_texts = st.one_of(
 )
 
 
-def kinds_in(stream: dict[str, Any]) -> set[str]:
-    """What a stream that was not mutated holds: the codes of its frames, or the types of its events."""
-    text = stream["data"].decode("utf-8", "replace")
-    if stream["format"] == "data-stream":
-        return {f"code {code}" for line in text.splitlines() if (code := line.partition(":")[0]) in CODES}
-    if stream["format"] == "ui-message-stream":
-        return {f"event {kind}" for kind in UI_EVENTS if f'"type":"{kind}"' in text}
-    return set()
+def kinds_in(format: str, lines: list[str]) -> list[str]:
+    """What a stream holds before anything is changed: the codes of its frames, or the types of its events."""
+    if format == "data-stream":
+        return [f"code {code}" for line in lines if (code := line.partition(":")[0]) in CODES]
+    if format == "ui-message-stream":
+        return [f"event {kind}" for line in lines for kind in UI_EVENTS if f'"type":"{kind}"' in line]
+    return []

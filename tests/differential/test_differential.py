@@ -53,7 +53,7 @@ FLOORS = {
         )
     },
     **{
-        f"{where} chunk {name}": 20
+        f"{where} chunk {name}": 5 if where == "op" else 20
         for where in ("op", "stray", "written")
         for name in (
             *(
@@ -75,8 +75,8 @@ FLOORS = {
     },
     **{f"{format} bytes": 40 for format in FORMATS},
     **{f"mutation {name}": 10 for name in MUTATIONS},
-    **{f"code {code}": 10 for code in CODES},
-    **{f"event {kind}": 5 for kind in UI_EVENTS},
+    **{f"code {code}": 5 for code in CODES},
+    **{f"event {kind}": 3 for kind in UI_EVENTS},
     **{f"job {name}": 200 for name in ("program", "encode", "accumulate", "decode", "object", "partial", "json")},
     "operation set": 100,
     "operation append-text": 40,
