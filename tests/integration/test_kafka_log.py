@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from tailrace import decide
-from tailrace.errors import ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
+from tailrace.errors import BrokerFailed, ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
 from tailrace.fold import DELETED, State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
@@ -422,8 +422,12 @@ async def test_an_oversize_record_is_refused_and_spoils_nothing(broker: Kafka, u
     # and one that is too large for the topic as it is now: an operator lowered the limit
     headers, payload = message(word(life.state, unique, b"z" * broker.options.max_message_bytes), life.state.position)
     broker.sender._max_batch *= 2
-    with pytest.raises(TailraceError):
-        await broker.sender.send(broker.names.records(unique), unique.encode(), payload, headers)
+    small = [broker.sender.send(broker.names.records(unique), b"other", b"small", []) for _ in range(5)]
+    large = broker.sender.send(broker.names.records(unique), unique.encode(), payload, headers)
+    small += [broker.sender.send(broker.names.records(unique), b"other", b"small", []) for _ in range(5)]
+    with pytest.raises(BrokerFailed, match="too large"):
+        await large
+    await asyncio.gather(*small)  # those that went with it in one batch are not lost with it
     await life.put(word(life.state, unique, b"b"))
     assert texts(await broker.log.read(unique)) == [b"a", most, b"b"]
 

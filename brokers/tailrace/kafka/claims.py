@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka.protocol.offset import OffsetResetStrategy
@@ -146,9 +146,9 @@ class Claims:
         await self._until([(feed, await self._connection.end(feed.place))])
         return self._entries.get(stream_id)
 
-    def ids(self) -> Iterator[str]:
+    def living(self) -> list[tuple[str, Entry]]:
         """Every stream that was not seen to go."""
-        return (stream_id for stream_id, entry in tuple(self._entries.items()) if entry.gone is None)
+        return [(stream_id, entry) for stream_id, entry in self._entries.items() if entry.gone is None]
 
     # --- what is written
 

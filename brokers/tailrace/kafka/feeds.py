@@ -165,6 +165,7 @@ class Feeds:
             _log.exception("a lane failed")
             for feed in lane.feeds.values():
                 feed.doubted = True
+            await asyncio.sleep(1)
             self._leave(lane)
         finally:
             self._lanes.remove(lane)

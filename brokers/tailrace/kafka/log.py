@@ -92,8 +92,10 @@ class KafkaLog:
         if begins_a_life(record):
             await self._open(track, expected)
         position = await self._send(track, record, key, payload, headers)
-        if ends_a_life(record):
+        try:
             await self._settle(track)
+        except BrokerUnavailable as error:  # it is stored, but nobody may be told yet
+            raise AppendUnknown(str(error)) from error
         return position
 
     async def _open(self, track: Track, base: int) -> None:
@@ -189,12 +191,16 @@ class KafkaLog:
 
     async def lasts(self) -> AsyncIterator[Stored]:
         await self._claims.refresh()
-        for stream_id in self._claims.ids():
-            entry = self._claims.peek(stream_id)
-            if entry is not None and entry.end is not None:
+        unknown: dict[str, Entry] = {}
+        for stream_id, entry in self._claims.living():
+            if entry.end is not None:
                 yield entry.end.stored()
-            elif (found := await self.last(stream_id)) is not None:
+            elif self._tracks.peek(stream_id) is None:
+                unknown[stream_id] = entry
+            elif (found := (await self._current(stream_id)).last) is not None:
                 yield found
+        async for stored in self._tracks.scan(unknown):
+            yield stored
 
     async def count(self, below: int | None = None) -> int:
         """The streams that are there, and those that were about to be claimed when their process died."""

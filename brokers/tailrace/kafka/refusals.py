@@ -35,6 +35,9 @@ def of(code: int, what: str) -> BrokerError:
         return BrokerUnavailable(text)
     if code in _DENIED:
         return BrokerRefused(text, hint="Grant the user this operation on Tailrace's topics.")
+    if code in TOO_LARGE:
+        hint = "Raise the topic's max.message.bytes to what it was when Tailrace started."
+        return BrokerFailed(f"{text}: the record is too large", hint=hint)
     return BrokerFailed(text, hint="The broker's log says more.")
 
 

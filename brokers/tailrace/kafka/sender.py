@@ -7,7 +7,7 @@ to be retried under a number, and no refusal can spoil a partition for those who
 
 Rules. A record ends in one of three ways: its offset, `Unanswered` (it may be stored, or be stored yet), or a
 `BrokerError` (it is not). One that a broker refuses because it does not lead the partition is sent to whom leads it.
-A record that is too large for its topic must not come here: it would be refused with its whole batch.
+A batch that is too large (somebody lowered the topic's limit) is halved until the record that is too large is alone.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Sender:
         self._connection = connection
         self._max_batch = connection.options.max_message_bytes
         self._queues: dict[Place, deque[_Item]] = {}
+        self._lowered: dict[Place, int] = {}
         self._pumps: dict[int, set[asyncio.Task[None]]] = {}
         self._waiting: asyncio.Task[None] | None = None
         self._woken = False
@@ -131,7 +132,7 @@ class Sender:
         room = REQUEST_BYTES
         for place, queue in self._queues.items():
             if queue and room > 0 and self._connection.leader(place) == node:
-                batch, items = _batch(queue, self._max_batch)
+                batch, items = _batch(queue, self._lowered.get(place, self._max_batch))
                 room -= len(batch)
                 batches[place] = (batch, items)
         return batches
@@ -160,7 +161,7 @@ class Sender:
         for topic, partitions in answer.topics:  # type: ignore[attr-defined]
             for partition, code, base, time_ms, *_ in partitions:
                 place = Place(topic, partition)
-                items = batches[place][1]
+                batch, items = batches[place]
                 if code == 0:
                     self._connection.clock.see(time_ms)
                     for number, item in enumerate(items):
@@ -168,6 +169,9 @@ class Sender:
                             item.future.set_result(Ack(base + number, time_ms))
                 elif code in refusals.MOVED:
                     moved = True
+                    self._queues[place].extendleft(reversed(items))
+                elif code in refusals.TOO_LARGE and len(items) > 1:  # one may be: the others are not to suffer
+                    self._lowered[place] = len(batch) // 2
                     self._queues[place].extendleft(reversed(items))
                 else:
                     error = self._refusal(code, place)

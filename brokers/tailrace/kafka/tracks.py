@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from tailrace.commit import insist
@@ -308,6 +308,27 @@ class Tracks:
                 chain.miss(*batch.unreadable)
         chain.settle()
         return found
+
+    async def scan(self, entries: Mapping[str, Entry]) -> AsyncIterator[Stored]:
+        """The last record of each of these streams that has one, with one read a partition. Raises
+        `BrokerUnavailable`."""
+        places: dict[Place, dict[bytes, Entry]] = {}
+        for stream_id, entry in entries.items():
+            places.setdefault(self._names.records(stream_id), {})[stream_id.encode()] = entry
+        for place, wanted in places.items():
+            chains = {key: self.chain_of(entry) for key, entry in wanted.items()}
+            starts = {key: start_of(entry) for key, entry in wanted.items()}
+            async for batch in read(self._connection, place, min(starts.values()), await self._connection.end(place)):
+                for raw in batch.records:
+                    found = chains.get(raw.key or b"")
+                    if found is None or raw.offset < starts[raw.key or b""]:
+                        continue
+                    judged = found[0].take(raw)
+                    if judged is not None and judged.stored is not None:
+                        found[1][:] = [judged.stored]
+            for _, lasts in chains.values():
+                for stored in lasts[-1:]:
+                    yield stored
 
     def skip(self, raw: Raw, error: CorruptRecord) -> None:
         """Count a message that is not a record, and tell the first."""
