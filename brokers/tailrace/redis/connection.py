@@ -50,6 +50,7 @@ class Connection:
         self.options = options
         self._socket: Socket | None = None
         self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._unsent: list[bytes] = []
         self._opening: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sentinel: Sentinel | None = None
@@ -91,11 +92,18 @@ class Connection:
         if writer is None:
             self._drop(socket, SocketLost("closed"))
             return
-        writer.writelines(packed)
+        if not self._unsent:  # what is asked for in one turn of the loop is one write
+            asyncio.get_running_loop().call_soon(self._flush, socket)
+        self._unsent += packed
         try:
             await writer.drain()
         except OSError as error:
             self._drop(socket, error)
+
+    def _flush(self, socket: Socket) -> None:
+        if self._socket is socket and socket._writer is not None:
+            unsent, self._unsent = self._unsent, []
+            socket._writer.writelines(unsent)
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Any) -> Any:
         """Run a script; the server gets its text when it does not know it."""
@@ -218,6 +226,7 @@ class Connection:
         if self._socket is not socket:
             return
         self._socket = None
+        self._unsent = []
         if self._reading is not None and self._reading is not asyncio.current_task():
             self._reading.cancel()
         self._reading = None

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 1.0
 MOST_AT_ONCE = 1000  # entries of one key in one answer
+FEW = 100  # keys that cost the server next to nothing
+PAUSE_PER_KEY = 10e-6  # seconds; a read of a thousand keys costs the server some milliseconds
 
 Take = Callable[[list[Entry]], None]
 
@@ -56,12 +58,14 @@ class Listener:
         self._channels: dict[str, Channel] = {}
         self._woken = 0  # the position in the key that wakes
         self._reading = False
+        self._added = False
         self._waker: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def add(self, key: str, position: int, take: Take, uncertain: Callable[[], None]) -> Channel:
         """Listen to ``key`` behind ``position``. One channel a key."""
         channel = self._channels[key] = Channel(key, position, take, uncertain)
+        self._added = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen(), name="redis listener")
         elif self._reading and (self._waker is None or self._waker.done()):
@@ -75,8 +79,10 @@ class Listener:
 
     async def _wake(self) -> None:
         try:
-            await self._ask.call("XADD", self._wake_key, "MAXLEN", 1, "*", "w", "1")
-            await self._ask.call("PEXPIRE", self._wake_key, 60_000)
+            while self._added:  # what is added meanwhile may come too late for this one
+                self._added = False
+                await self._ask.call("XADD", self._wake_key, "MAXLEN", 1, "*", "w", "1")
+                await self._ask.call("PEXPIRE", self._wake_key, 60_000)
         except (TailraceError, Unanswered) as error:  # the blocked read ends by itself
             logger.debug("the listener was not woken: %s", error)
 
@@ -133,6 +139,8 @@ class Listener:
             channel.position = max(channel.position, entries[-1][0])
             if self._channels.get(channel.key) is channel:
                 self._give(channel, entries)
+        if len(keys) > FEW and found:  # let more come before the next read: its cost is by key, not by entry
+            await asyncio.sleep(PAUSE_PER_KEY * len(keys))
 
     def _give(self, channel: Channel, entries: list[Entry]) -> None:
         try:
