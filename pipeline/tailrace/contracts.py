@@ -28,7 +28,7 @@ from tailrace.model import Acquisition, Ending, Entry, Incarnation, Lease, Limit
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a store promises beyond one process. Listed in docs/limits.md; a test compares the two."""
+    """What a store promises beyond one process. Listed in docs/stores.md; a test compares the two."""
 
     shared: bool  # other processes see the same streams
     durable: bool  # acked chunks survive a kill of the broker

@@ -88,5 +88,5 @@ async def test_copies_are_kept_where_they_were_wished(cluster: NatsCluster) -> N
     with pytest.raises(BrokerUnsuitable, match="B_S_00"):
         await connect(f"nats://{cluster.hosts}", other)
     moved = StoreOptions(jetstream=JetStreamOptions(replicas=3, shards=1, placement_cluster="elsewhere"))
-    with pytest.raises(BrokerUnsuitable, match="placement is .* must be"):
+    with pytest.raises(BrokerUnsuitable, match=r"placement is .* must be"):
         await connect(f"nats://{cluster.hosts}", moved)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tailrace.contracts import Capabilities
 from tailrace.errors import BrokerUnavailable, ClaimTimeout, LimitExceeded, ProducerLost
 from tailrace.gateway.problems import STATUS
-from tailrace.jetstream import CAPABILITIES as JETSTREAM
-from tailrace.kafka import CAPABILITIES as KAFKA
-from tailrace.memory import CAPABILITIES as MEMORY
 from tailrace.model import Limits
-from tailrace.redis import CAPABILITIES as REDIS
 from tailrace.settings import Row, Settings, describe
 from tailrace.wire.errors import LineTooLong
 from tailrace.wire.lines import MAX_LINE
@@ -30,7 +24,6 @@ OTHERS = {
     "TAILRACE_BODY_TIMEOUT": ("request-timeout", 408),
     "TAILRACE_MAX_HEAD_BYTES": ("head-too-large", 431),
 }
-STORES = {"memory": MEMORY, "jetstream": JETSTREAM, "kafka": KAFKA, "redis": REDIS}
 
 
 def limits(kind: type[LimitExceeded] = LimitExceeded) -> Iterator[type[LimitExceeded]]:
@@ -75,11 +68,3 @@ def test_every_limit_has_a_setting_and_every_error_names_one_that_exists() -> No
 def test_the_defaults_of_the_settings_are_those_of_the_limits(settings: Settings) -> None:
     assert settings.limits() == Limits()
     assert settings.max_line_bytes == MAX_LINE
-
-
-@pytest.mark.parametrize(("name", "capabilities"), STORES.items())
-def test_the_page_lists_what_each_store_promises(name: str, capabilities: Capabilities) -> None:
-    yes = {True: "yes", False: "no"}
-    promised = (capabilities.shared, capabilities.durable, capabilities.runs, capabilities.exclusive)
-    expected = f"| `{name}` | {' | '.join(yes[one] for one in promised)} |"
-    assert re.search(f"^{re.escape(expected)}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE), expected
