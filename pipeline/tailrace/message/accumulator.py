@@ -60,6 +60,7 @@ from tailrace.message.message import (
 )
 from tailrace.message.state import StateAccumulator
 from tailrace.message.timing import Clock, TimingTracker
+from tailrace.wire.errors import shortened
 
 MAX_DROPS: Final = 16
 
@@ -207,7 +208,7 @@ class AssistantMessageAccumulator:
 
     def _part_at(self, chunk: PartChunk) -> Part | None:
         parts, path = self.message.parts, chunk.path
-        if len(path) == 1 and path[0] < len(parts):
+        if len(path) == 1 and 0 <= path[0] < len(parts):
             return parts[path[0]]
         where = f"[{', '.join(map(str, path))}]"
         if self._legacy:
@@ -235,7 +236,7 @@ class AssistantMessageAccumulator:
     def _drop(self, key: str, text: str) -> None:
         if key not in self._dropped and len(self.drops) < MAX_DROPS:
             self._dropped.add(key)
-            self.drops.append(text)
+            self.drops.append(shortened(text))
 
     # ── the message ──
 

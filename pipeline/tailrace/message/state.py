@@ -6,6 +6,7 @@ Rules:
 - A missing container on the way becomes an object. An array takes an index of its own or the next one.
 - ``__proto__``, ``constructor`` and ``prototype`` are refused in a path, in both dialects (in 0.3.15 an array refuses
   them in the words for what is no index).
+- A path has MAX_PATH keys at most: what one message may bring cannot make a state that nobody can write.
 - Not strict: what cannot be applied is left out and told to ``drop``, and an index too large means the next one.
 - Dialect 0.3.15 reads an index as JavaScript reads a number (``""`` is 0), not as its own spelling only.
 """
@@ -19,6 +20,7 @@ from tailrace.message.chunks import UNDEFINED, Json
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import InvalidUpdate
 
+MAX_PATH: Final = 256
 UNSAFE: Final = frozenset(("__proto__", "constructor", "prototype"))
 
 
@@ -113,6 +115,8 @@ def _appended(old: Json, value: Json, path: Sequence[Json]) -> str:
 def _checked(path: Json) -> Sequence[Json]:
     if not isinstance(path, list | tuple) or not all(isinstance(segment, str | int) for segment in path):
         raise InvalidUpdate("An operation's path is a list of keys")
+    if len(path) > MAX_PATH:
+        raise InvalidUpdate(f"An operation's path is longer than {MAX_PATH} keys")
     return path
 
 

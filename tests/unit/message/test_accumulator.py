@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tailrace.message.accumulator import MAX_DROPS, AssistantMessageAccumulator
-from tailrace.message.chunks import Chunk, chunk_from_json
+from tailrace.message.chunks import Chunk, PartFinishChunk, TextDeltaChunk, UpdateStateChunk, chunk_from_json
 from tailrace.message.dialect import Dialect
 from tailrace.message.errors import InvalidUpdate
 from tailrace.message.message import Message, TextPart, ToolCallPart
+from tailrace.message.state import MAX_PATH
 from tailrace.wire import find_format
 from tailrace.wire.errors import InvalidStream
 from tailrace.wire.jsjson import parse, stringify
@@ -169,6 +170,23 @@ def test_what_fits_nothing_is_left_out_and_said_once() -> None:
     assert len(acc.drops) == MAX_DROPS
     assert acc.drops[0] == "Dropped part-finish chunk: no part at path [0]"
     assert len(acc.message.parts) == 40
+
+
+def test_the_path_of_an_update_is_bounded() -> None:
+    acc = accumulator()
+    path = ["a"] * MAX_PATH
+    acc.feed(UpdateStateChunk([{"type": "set", "path": path, "value": 1}]))
+    stringify(acc.message.metadata.unstable_state)
+    with pytest.raises(InvalidUpdate, match=str(MAX_PATH)):
+        acc.feed(UpdateStateChunk([{"type": "set", "path": [*path, "a"], "value": 1}]))
+
+
+def test_what_is_said_of_a_stray_chunk_is_bounded() -> None:
+    acc = accumulator()
+    acc.feed(TextDeltaChunk("x", (0,) * 100_000))
+    acc.feed(start("text"))
+    acc.feed(PartFinishChunk((-1,)))
+    assert [len(text) < 1100 for text in acc.drops] == [True, True]
 
 
 def test_an_error_stays() -> None:
