@@ -260,7 +260,7 @@ def unsafe_read(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome:
         return theirs
     frames = [frame for frame in _frames(job, ours["at"]) if isinstance(frame, list)]
     operations = [operation for frame in frames for operation in frame if isinstance(operation, dict)]
-    later = theirs["at"] is None or theirs["at"] >= ours["at"]
-    if not later or not unsafe(ours["error"], theirs["error"], 0, 0, operations):
+    stopped = len(job["ends"]) if theirs["at"] is None else theirs["at"]
+    if not unsafe(ours["error"], theirs["error"], ours["at"], stopped, operations):
         return theirs
     return _cut(job, ours, theirs)
