@@ -35,6 +35,7 @@ FETCH, OLDEST_FETCH = 1, 11  # the API and its version since Kafka 2.4
 LOOK_UP, READ, WRITE, FOLLOW = 10, 20, 30, 100  # lanes, and the first of several
 READ_LANES = 4
 RETRY_PAUSE = 0.05
+CLOSE_PATIENCE = 2.0
 
 # the library's own log lines repeat what our errors say: with no handler configured they would go to stderr
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
@@ -286,7 +287,11 @@ class Connection:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait({self._asking})
-        await self._client.close()
+        try:
+            async with asyncio.timeout(CLOSE_PATIENCE):  # a peer that is gone says no goodbye
+                await self._client.close()
+        except TimeoutError:
+            pass
 
 
 def fetched_of(answer: Any) -> dict[Place, Fetched]:
