@@ -1,5 +1,5 @@
-"""Real processes on one nats-server or Kafka broker: elections among them, and what becomes of a producer that is
-killed or paused."""
+"""Real processes on one nats-server, Kafka broker or Redis: elections among them, and what becomes of a producer that
+is killed or paused."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from tailrace.model import Status
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.kit import until_ending
+from tailrace.testing.redis_server import RedisServer
+from tailrace.testing.redis_world import RedisWorld
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, replay
 
-Server = NatsServer | KafkaServer
+Server = NatsServer | KafkaServer | RedisServer
+SomeWorld = JetStreamWorld | KafkaWorld | RedisWorld
 PATIENCE = 60.0
 PROCESSES, IDS = 4, 200
 LEASE_TTL = 1.5
@@ -134,13 +137,15 @@ async def agents(url: str, count: int) -> AsyncIterator[list[Agent]]:
             await agent.process.communicate()
 
 
-@pytest.fixture(scope="module", params=[NatsServer, KafkaServer])
+@pytest.fixture(scope="module", params=[NatsServer, KafkaServer, RedisServer])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with request.param(Path(tmp_path_factory.mktemp("broker"))) as server:
         yield server
 
 
-def world_on(server: Server) -> JetStreamWorld | KafkaWorld:
+def world_on(server: Server) -> SomeWorld:
+    if isinstance(server, RedisServer):
+        return RedisWorld(server.url)
     return JetStreamWorld(server.url) if isinstance(server, NatsServer) else KafkaWorld(server.url)
 
 
@@ -163,7 +168,7 @@ async def test_one_producer_each_and_all_agree(server: Server) -> None:
 
 
 @asynccontextmanager
-async def closing(world: JetStreamWorld | KafkaWorld) -> AsyncIterator[JetStreamWorld | KafkaWorld]:
+async def closing(world: SomeWorld) -> AsyncIterator[SomeWorld]:
     try:
         yield world
     finally:

@@ -34,6 +34,8 @@ from tailrace.store import LogStore
 from tailrace.testing.faults import FaultPlan, FaultyLog
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.redis_server import RedisServer
+from tailrace.testing.redis_world import RedisWorld
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, MemoryWorld, World, replay
 
@@ -53,13 +55,21 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "jetstream", "kafka"])
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(Path(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "jetstream", "kafka", "redis"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     made: World = MemoryWorld()
     if request.param == "jetstream":
         made = JetStreamWorld(request.getfixturevalue("server").url)
     if request.param == "kafka":
         made = KafkaWorld(request.getfixturevalue("kafka").url)
+    if request.param == "redis":
+        made = RedisWorld(request.getfixturevalue("redis").url)
     yield made
     async with asyncio.timeout(PATIENCE):
         await made.close()
@@ -587,11 +597,13 @@ async def test_a_broker_away_for_three_lease_times_ends_no_answer(world: World, 
 
 
 @pytest.mark.parametrize("how", ["paused", "killed"])
-@pytest.mark.parametrize(("kind", "world_of"), [(NatsServer, JetStreamWorld), (KafkaServer, KafkaWorld)])
+@pytest.mark.parametrize(
+    ("kind", "world_of"), [(NatsServer, JetStreamWorld), (KafkaServer, KafkaWorld), (RedisServer, RedisWorld)]
+)
 async def test_a_server_away_for_three_lease_times_ends_no_answer(
     tmp_path: Path,
-    kind: type[NatsServer] | type[KafkaServer],
-    world_of: type[JetStreamWorld] | type[KafkaWorld],
+    kind: type[NatsServer] | type[KafkaServer] | type[RedisServer],
+    world_of: type[JetStreamWorld] | type[KafkaWorld] | type[RedisWorld],
     how: str,
 ) -> None:
     unique = f"away.{how}"

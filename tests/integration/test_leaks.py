@@ -21,14 +21,19 @@ from tailrace.fanout import Tail, TailReader
 from tailrace.jetstream import JetStreamLog
 from tailrace.jetstream.log import Following
 from tailrace.model import Ending, Offset, Status
+from tailrace.redis.log import Following as RedisFollowing
+from tailrace.redis.log import RedisLog
+from tailrace.redis.watching import Watch
 from tailrace.store import LogStore
 from tailrace.tails import _Attached
+from tailrace.testing.redis_server import RedisServer
+from tailrace.testing.redis_world import RedisWorld
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, MemoryWorld, World
 from tailrace.writer import Writer
 
 PATIENCE = 30.0
-COUNTED = (Tail, TailReader, _Attached, Writer, Following)
+COUNTED = (Tail, TailReader, _Attached, Writer, Following, RedisFollowing, Watch)
 
 
 class Census:
@@ -52,6 +57,9 @@ class Census:
                 client = store.log._connection._client
                 found["subscriptions"] += len(client._subs) + len(client._listeners)
                 found["requests"] += len(store.log._connection._waiters)
+            if isinstance(store.log, RedisLog):
+                found["listened to"] += len(store.log.listener._channels) + len(store.log._watches)
+                found["states"] += len(store.log._states) + len(store.log._vacant)
         gc.collect()
         things = gc.get_objects()
         for kind in COUNTED:
@@ -91,11 +99,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "jetstream"])
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(Path(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "jetstream", "redis"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     made: World = MemoryWorld(lease_ttl=600)
     if request.param == "jetstream":
         made = JetStreamWorld(request.getfixturevalue("server").url, lease_ttl=600)
+    if request.param == "redis":
+        made = RedisWorld(request.getfixturevalue("redis").url, lease_ttl=600)
     yield made
     await made.close()
 
