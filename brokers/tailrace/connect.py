@@ -210,6 +210,11 @@ async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
     from tailrace.store import LogStore
 
     limits = options.limits
+    if limits.max_total_bytes is not None:
+        raise BrokerUnsuitable(
+            f"TAILRACE_MAX_TOTAL_BYTES={limits.max_total_bytes} cannot be kept on Redis, which has a limit of its own",
+            hint="Unset it, and set maxmemory on the server.",
+        )
     chosen = replace(
         options.redis or RedisOptions(),
         retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,

@@ -21,7 +21,7 @@ from tailrace.errors import (
     StreamTrimmed,
     UnknownScheme,
 )
-from tailrace.model import Status
+from tailrace.model import Limits, Status
 from tailrace.redis import RedisOptions
 from tailrace.redis.address import parse
 from tailrace.redis.broker import Redis, open_redis
@@ -285,6 +285,11 @@ async def test_a_server_that_evicts_is_refused(tmp_path: Path) -> None:
         assert "allkeys-lru" in await refusal(server.url, BrokerUnsuitable)
         assert server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction").startswith(b"+OK")
         await (await open_redis(server.url)).close()
+
+
+async def test_a_total_size_is_the_servers_own_matter(server: RedisServer) -> None:
+    with pytest.raises(BrokerUnsuitable, match="TAILRACE_MAX_TOTAL_BYTES=1000"):
+        await opened(server.url, limits=Limits(max_total_bytes=1000))
 
 
 async def test_a_full_server_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:

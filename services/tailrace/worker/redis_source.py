@@ -97,7 +97,7 @@ class RedisSource:
 
     async def _feed(self, consumer: Consumer) -> None:
         await self._runner.room()
-        while not self._stopping:
+        while self._handlers and not self._stopping:
             for taken in await self._take(consumer):
                 await self._runner.handle(RedisDelivery(self, taken))
             await self._runner.room()
