@@ -64,13 +64,6 @@ DIFFERENCES: Final = (
         promised.program_order,
     ),
     Difference(
-        "closed-part-words",
-        "Text for a closed part is refused in 0.3.44's words in both dialects; 0.3.15 lets Node's own words through.",
-        ("program",),
-        ("0.3.15",),
-        promised.closed_words,
-    ),
-    Difference(
         "left-open",
         "What a handler leaves open is closed when it ends; upstream's answer then never ends.",
         ("program",),

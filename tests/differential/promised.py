@@ -37,13 +37,6 @@ def program_order(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome
 _BOTH_ORDER: Final = ("text-delta", "tool-call-args-text-finish", "result")  # the part's first three, written at once
 
 
-def closed_words(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome:
-    node = "TypeError [ERR_INVALID_STATE]: Invalid state: Controller is already closed"
-    newer = "TypeError: Cannot append to a closed TextStreamController"
-    error = '{"type":"error","path":[],"error":"%s"}'
-    return {**theirs, "chunks": [error % newer if text == error % node else text for text in theirs["chunks"]]}
-
-
 def left_open(job: Job, ours: Outcome, theirs: Outcome, ask: Ask) -> Outcome:
     """What closes each open part, at the places where Tailrace has it (or at the end, if it does not)."""
     failed = theirs["error"] is not None  # then only what closed before the error

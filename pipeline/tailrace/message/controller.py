@@ -136,7 +136,9 @@ class AssistantStreamController:
     def _text_part(self, init: TextInit | ReasoningInit) -> TextWriter:
         state = self._state
         path = self._start(init if state.dialect == LEGACY else self._owned(init))
-        part = TextWriter(state.emit, path, strict=state.strict, on_close=lambda: self._close_text(path))
+        part = TextWriter(
+            state.emit, path, dialect=state.dialect, strict=state.strict, on_close=lambda: self._close_text(path)
+        )
         state.open[path[0]] = part
         return part
 

@@ -20,14 +20,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tailrace.errors import TailraceError
 
 
 class MessageError(TailraceError):
     code = "message-error"
-    reported_as: ClassVar[str] = "Error"
+    reported_as: str = "Error"
 
 
 class AnswerClosed(MessageError):

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from tailrace.message.chunks import Chunk, PartFinishChunk, Path, TextDeltaChunk
+from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import PartClosed
 
 Emit: TypeAlias = Callable[[Chunk], None]
@@ -16,14 +17,23 @@ Emit: TypeAlias = Callable[[Chunk], None]
 class TextWriter:
     """Writes the text of one part, or of a tool call's arguments. A context manager: leaving it closes the part.
 
-    With ``strict`` off, text that comes after the close is dropped; else it raises PartClosed.
+    With ``strict`` off, text that comes after the close is dropped; else it raises PartClosed, in the dialect's words.
     """
 
-    __slots__ = ("_emit", "_on_close", "_path", "_strict", "closed")
+    __slots__ = ("_dialect", "_emit", "_on_close", "_path", "_strict", "closed")
 
-    def __init__(self, emit: Emit, path: Path, *, strict: bool = True, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        path: Path,
+        *,
+        dialect: Dialect = NEWEST,
+        strict: bool = True,
+        on_close: Callable[[], None],
+    ) -> None:
         self._emit = emit
         self._path = path
+        self._dialect = dialect
         self._strict = strict
         self._on_close = on_close
         self.closed = False
@@ -33,7 +43,7 @@ class TextWriter:
         if not self.closed:
             self._emit(TextDeltaChunk(text, self._path))
         elif self._strict:
-            raise PartClosed("Cannot append to a closed TextStreamController")
+            raise _closed(self._dialect)
         return self
 
     def close(self) -> None:
@@ -55,3 +65,11 @@ class TextWriter:
 
 def finish_part(emit: Emit, path: Path) -> None:
     emit(PartFinishChunk(path))
+
+
+def _closed(dialect: Dialect) -> PartClosed:
+    if dialect != LEGACY:
+        return PartClosed("Cannot append to a closed TextStreamController")
+    error = PartClosed("Invalid state: Controller is already closed")  # Node's own words, which 0.3.15 lets through
+    error.reported_as = "TypeError [ERR_INVALID_STATE]"
+    return error

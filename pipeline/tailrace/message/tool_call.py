@@ -73,7 +73,7 @@ class ToolCallWriter:
         self._on_close = on_close
         self._written = False
         self.tool_call_id = tool_call_id
-        self.args = TextWriter(self._emit_args, path, strict=strict, on_close=self._args_closed)
+        self.args = TextWriter(self._emit_args, path, dialect=dialect, strict=strict, on_close=self._args_closed)
         self.closed = False
 
     def set_response(self, response: ToolResponse | Mapping[str, Json]) -> None:
