@@ -16,6 +16,7 @@ from tailrace.message.chunks import (
     UpdateStateChunk,
     chunk_from_json,
 )
+from tailrace.message.tool_call import NO_RESULT
 from tailrace.wire.codec import BaseDecoder
 from tailrace.wire.data_stream import without
 from tailrace.wire.errors import InvalidJson, InvalidStream
@@ -23,9 +24,6 @@ from tailrace.wire.jsjson import parse, stringify
 from tailrace.wire.lines import MAX_LINE, LineDecoder, TextDecoder
 from tailrace.wire.parts import PartWriter, ToolCall
 from tailrace.wire.sse import incomplete_line
-
-NO_RESULT: Final = "<no result>"
-"""What 0.3.44 puts in the place of a tool's absent result."""
 
 _T = TypeVar("_T")
 

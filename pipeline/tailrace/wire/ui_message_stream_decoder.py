@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
 
 from tailrace.message.chunks import (
     UNDEFINED,
@@ -25,6 +24,7 @@ from tailrace.message.chunks import (
     StepStartChunk,
 )
 from tailrace.message.ids import NewId
+from tailrace.message.tool_call import NO_RESULT
 from tailrace.wire.codec import BaseDecoder
 from tailrace.wire.errors import InvalidJson, InvalidStream, StreamCut
 from tailrace.wire.jsjson import parse, stringify
@@ -33,8 +33,6 @@ from tailrace.wire.parts import PartWriter, ToolCall
 from tailrace.wire.sse import DONE, SseDecoder
 
 Fields = dict[str, Json]
-
-NO_RESULT: Final = "<no result>"
 
 
 @dataclass(slots=True)
