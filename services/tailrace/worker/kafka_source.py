@@ -109,6 +109,7 @@ class KafkaSource:
         self._wake = asyncio.Event()
         self._stopping = False
         self._in_hand: dict[str, asyncio.Future[Any]] = {}  # by command: that it is taken, on its way to the broker
+        self._delivering: str | None = None
         self._refused: dict[str, int] = {}
         self._undone: dict[str, Queued] = {}  # ended, and the broker has not heard so
         self._feeding: asyncio.Task[None] | None = None
@@ -178,6 +179,7 @@ class KafkaSource:
         lost = sum(taker != self._members.id for taker in queued.takers)
         delivery = KafkaDelivery(self, queued, 1 + lost + self._refused.get(queued.id, 0))
         self._in_hand[queued.id] = self._runs.take(queued, self._members.id)
+        self._delivering = queued.id
         try:
             await self._runner.handle(delivery)
         except asyncio.CancelledError:
@@ -187,12 +189,14 @@ class KafkaSource:
             log.error("command-failed", error=str(error), stream=queued.stream_id, attempt=delivery.attempt)
             with contextlib.suppress(BrokerError):
                 await self.put_back(queued, LOOK)
+        finally:
+            self._delivering = None
 
     async def _watch(self) -> None:
         """Free what the lost had and what was dropped here, and tell again what the broker did not hear."""
         while True:
             await asyncio.sleep(LOOK)
-            for command_id in [one for one in self._in_hand if not self._runner.holds(one)]:
+            for command_id in [one for one in self._in_hand if one != self._delivering and not self._runner.holds(one)]:
                 del self._in_hand[command_id]  # a run that was fenced or failed ends without a word: look again
                 if (dropped := self._runs.table.get(command_id)) is not None:
                     self._consider(dropped)
