@@ -6,8 +6,9 @@ no key for (finish reason, usage, artifact, parent) is not written.
 
 Rules:
 
-- The first step-start is written as ``start``, which names the message, the further ones as ``start-step``: reading
-  gives as many steps as were written.
+- A step-start that begins the stream is written as ``start``, which names the message, the others as ``start-step``:
+  reading gives as many steps as were written. (AI SDK 6 forgets what came before a ``start`` with another id.)
+- It also forgets the open texts at the end of a step. So they are closed before it, and opened again for what follows.
 - What has no event of its own goes as a transient ``data-`` event, which clients may watch and no message keeps:
   annotations, state operations, and errors that do not end the message.
 - Reading is in `tailrace.wire.ui_message_stream_decoder`.
@@ -69,7 +70,7 @@ class UiMessageStreamEncoder:
 
     def __init__(self) -> None:
         self._table = PartTable()
-        self._started = False
+        self._begun = False
         self._open: dict[str, str] = {}  # id of an open text or reasoning part -> its kind
         self._args: dict[str, list[str]] = {}  # tool call id -> argument text, until its input was written
         self._encoders: dict[type[Chunk], Callable[[Any], bytes]] = {
@@ -79,7 +80,7 @@ class UiMessageStreamEncoder:
             ToolCallArgsTextFinishChunk: self._args_finish,
             ResultChunk: self._result,
             StepStartChunk: self._step_start,
-            StepFinishChunk: lambda chunk: _event(type="finish-step"),
+            StepFinishChunk: lambda chunk: self._close_texts() + _event(type="finish-step"),
             MessageFinishChunk: lambda chunk: self._close_texts() + _event(type="finish"),
             ErrorChunk: self._error,
             AnnotationsChunk: lambda chunk: _event(type="data-annotations", data=chunk.annotations, transient=True),
@@ -89,24 +90,22 @@ class UiMessageStreamEncoder:
 
     def encode(self, chunk: Chunk) -> bytes:
         """The events of one chunk, perhaps none. Raises UnsupportedChunk."""
-        return self._encoders[type(chunk)](chunk)
+        data = self._encoders[type(chunk)](chunk)
+        self._begun = self._begun or bool(data)
+        return data
 
     def finish(self) -> bytes:
         """Closes the texts that are open and writes ``[DONE]``."""
         return self._close_texts() + sse.event_bytes(sse.DONE.encode())
 
     def _step_start(self, chunk: StepStartChunk) -> bytes:
-        if self._started:
-            return _event(type="start-step")
-        self._started = True
-        return _event(type="start", messageId=chunk.message_id)
+        return _event(type="start-step") if self._begun else _event(type="start", messageId=chunk.message_id)
 
     def _part_start(self, chunk: PartStartChunk) -> bytes:
         part_id = str(self._table.start(chunk))
         part = chunk.part
         if isinstance(part, TextInit | ReasoningInit):
-            self._open[part_id] = part.type
-            return _event(type=f"{part.type}-start", id=part_id)
+            return self._open_text(part_id, part.type)
         if isinstance(part, ToolCallInit):
             self._args[part.tool_call_id] = []
             return _event(type="tool-input-start", toolCallId=part.tool_call_id, toolName=part.tool_name)
@@ -123,7 +122,9 @@ class UiMessageStreamEncoder:
     def _text_delta(self, chunk: TextDeltaChunk) -> bytes:
         part = self._table.part_of(chunk)
         if isinstance(part, TextInit | ReasoningInit):
-            return _event(type=f"{part.type}-delta", id=str(chunk.path[0]), delta=chunk.text_delta)
+            part_id = str(chunk.path[0])
+            before = b"" if part_id in self._open else self._open_text(part_id, part.type)
+            return before + _event(type=f"{part.type}-delta", id=part_id, delta=chunk.text_delta)
         if not isinstance(part, ToolCallInit):
             raise UnsupportedChunk(f"Unsupported part type for text-delta: {part.type}")
         texts = self._args.get(part.tool_call_id)
@@ -182,6 +183,10 @@ class UiMessageStreamEncoder:
             name, value = (item["name"], item["data"]) if named else ("data", item)
             events.append(_event(type=f"data-{name}", data=value))
         return b"".join(events)
+
+    def _open_text(self, part_id: str, kind: str) -> bytes:
+        self._open[part_id] = kind
+        return _event(type=f"{kind}-start", id=part_id)
 
     def _close_texts(self) -> bytes:
         ends = [_event(type=f"{kind}-end", id=part_id) for part_id, kind in self._open.items()]

@@ -12,9 +12,12 @@ from tailrace.message import (
     DataInit,
     ErrorChunk,
     FileInit,
+    MessageFinishChunk,
     PartFinishChunk,
     PartStartChunk,
     ResultChunk,
+    SourceInit,
+    StepFinishChunk,
     StepStartChunk,
     TextDeltaChunk,
     TextInit,
@@ -85,6 +88,30 @@ def test_watchers_get_transient_data_and_messages_do_not() -> None:
 def test_open_texts_are_closed_at_the_end() -> None:
     data = encoded([PartStartChunk(TextInit()), TextDeltaChunk("a", (0,))])
     assert [event["type"] for event in events(data)] == ["text-start", "text-delta", "text-end"]
+
+
+def test_a_text_that_goes_on_behind_a_step_is_closed_before_it_and_opened_again() -> None:
+    """AI SDK forgets the open texts at the end of a step, and refuses what comes for them later."""
+    usage = {"inputTokens": 1, "outputTokens": 1}
+    data = encoded(
+        [
+            PartStartChunk(TextInit()),
+            TextDeltaChunk("a", (0,)),
+            StepFinishChunk("stop", usage),
+            TextDeltaChunk("b", (0,)),
+            PartFinishChunk((0,)),
+            MessageFinishChunk("stop", usage),
+            TextDeltaChunk("c", (0,)),
+        ]
+    )
+    text = ["text-start", "text-delta", "text-end"]
+    assert [event["type"] for event in events(data)] == [*text, "finish-step", *text, "finish", *text]
+
+
+def test_only_the_first_event_of_all_names_the_message() -> None:
+    """AI SDK 6 begins a new message at a start with another id, and forgets what came before."""
+    data = encoded([PartStartChunk(SourceInit("s", "u")), StepStartChunk("m"), StepStartChunk("n")])
+    assert [event["type"] for event in events(data)] == ["source-url", "start-step", "start-step"]
 
 
 def test_the_input_is_written_once_and_before_the_output() -> None:
