@@ -105,8 +105,10 @@ class Site:
         arguments = [sys.executable, "-c", WORKER, self.server.url, self.prefix, str(slots), str(drain)]
         process = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE, env=dict(os.environ))
         assert process.stdout is not None
-        while len((await process.stdout.readline()).strip()) != 16:  # log lines come before the member's id
-            assert process.returncode is None
+        said = b""
+        while len(said.strip()) != 16:  # log lines come before the member's id
+            said = await process.stdout.readline()
+            assert said, "the worker ended before it was ready"
         drained = asyncio.create_task(process.stdout.read())
         try:
             yield process
