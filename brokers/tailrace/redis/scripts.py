@@ -128,6 +128,10 @@ if m and not h.inc then
   local head, last = first(key), newest(key)
   local claim = head and field(head, 't')
   local life = claim and string.match(claim, '^1;claim;([^;]+);')
+  if life and life == h.ginc then  -- 0.3.15 has claimed, and is about to delete what is left of the life before
+    redis.call('DEL', key)
+    head, last, life = nil, nil, nil
+  end
   local ttl = (tonumber(m.ttlSec) or 86400) * 1000
   local floor = h.pos or '0-0'
   h.tok, h.first, h.ttl = token, head and head[1] or '', string.format('%.0f', ttl)
@@ -204,8 +208,7 @@ while i <= #ARGV do
 end
 if kind == 'tombstone' or kind == 'expiry' then
   bury(kind, ARGV[12], ARGV[13])
-  -- a key that the next life shares must not look like this one's; the sweep tells those who follow it
-  if h.tok == '' then redis.call('DEL', key) else redis.call('PEXPIRE', key, 60000) end
+  redis.call('PEXPIRE', key, 60000)
   redis.call('DEL', meta)
   return {string.format('%.0f', now), h.pos}
 end
