@@ -171,7 +171,7 @@ class KafkaSource:
 
     async def _pause(self, seconds: float | None) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), LOOK if seconds is None else max(seconds, 0.01))
+            await asyncio.wait_for(self._wake.wait(), None if seconds is None else max(seconds, 0.01))
         except TimeoutError:
             pass
 
@@ -249,6 +249,7 @@ class KafkaSource:
         subscriber = broker.subscriber(
             partitions=[TopicPartition(*self._runs.cancels)],
             auto_offset_reset="latest",
+            fetch_max_wait_ms=int(self._runs.connection.options.fetch_wait * 1000),  # news end the wait at once
             ack_policy=AckPolicy.ACK_FIRST,
             decoder=_raw,
         )
