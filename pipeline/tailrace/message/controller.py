@@ -30,6 +30,7 @@ from tailrace.message.chunks import (
     DataInit,
     ErrorChunk,
     FileInit,
+    InvalidChunk,
     Json,
     PartInit,
     PartStartChunk,
@@ -47,6 +48,7 @@ from tailrace.message.ids import NewId
 from tailrace.message.merge import Merge, each
 from tailrace.message.text import Emit, TextWriter, finish_part
 from tailrace.message.tool_call import ToolCallWriter, ToolResponse
+from tailrace.message.values import JsonObject
 from tailrace.wire.jsjson import stringify
 
 _SETTLED: Final = "Cannot add streams after the run callback has settled."
@@ -198,6 +200,8 @@ class AssistantStreamController:
         self._whole(data)
 
     def _whole(self, init: PartInit) -> None:
+        if not isinstance(init, JsonObject | UnknownInit):
+            raise InvalidChunk(f"No part: {type(init).__name__}; part_from_json makes one of JSON")
         finish_part(self._state.emit, self._start(self._owned(init)))
 
     def _owned(self, init: PartInit) -> PartInit:
@@ -218,10 +222,12 @@ class AssistantStreamController:
     # ── chunks and whole answers ──
 
     def enqueue(self, chunk: Chunk) -> None:
-        """Adds any chunk as it is."""
+        """Adds any chunk as it is. Raises InvalidChunk for what is none, such as its JSON."""
         state = self._state
         if state.sealed:
             raise AnswerClosed(_SETTLED)
+        if not isinstance(chunk, JsonObject):
+            raise InvalidChunk(f"No chunk: {type(chunk).__name__}; chunk_from_json makes one of JSON")
         state.emit(chunk)
         if isinstance(chunk, PartStartChunk) and not chunk.path:
             state.next_index += 1

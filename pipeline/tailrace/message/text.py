@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from tailrace.message.chunks import Chunk, PartFinishChunk, Path, TextDeltaChunk
+from tailrace.message.chunks import Chunk, InvalidChunk, PartFinishChunk, Path, TextDeltaChunk
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import PartClosed
 
@@ -39,7 +39,9 @@ class TextWriter:
         self.closed = False
 
     def append(self, text: str) -> Self:
-        """Adds text; an empty one makes a chunk too. Raises PartClosed after `close`."""
+        """Adds text; an empty one makes a chunk too. Raises PartClosed after `close`, InvalidChunk for no str."""
+        if not isinstance(text, str):
+            raise InvalidChunk(f"Text is a string, not {type(text).__name__}")
         if not self.closed:
             self._emit(TextDeltaChunk(text, self._path))
         elif self._strict:

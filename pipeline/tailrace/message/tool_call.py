@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 from tailrace.message.chunks import (
     UNDEFINED,
+    InvalidChunk,
     Json,
     Path,
     ResultChunk,
@@ -77,9 +78,11 @@ class ToolCallWriter:
         self.closed = False
 
     def set_response(self, response: ToolResponse | Mapping[str, Json]) -> None:
-        """The tool's response. One that comes when the call is closed is ignored."""
+        """The tool's response, or its JSON. One that comes when the call is closed is ignored. Raises InvalidChunk."""
         if self.closed:
             return
+        if not isinstance(response, ToolResponse | Mapping):
+            raise InvalidChunk(f"No response: {type(response).__name__}; a plain result is ToolResponse(result)")
         answer = response if isinstance(response, ToolResponse) else ToolResponse.from_json(response)
         result = answer.result
         if self._dialect == LEGACY:

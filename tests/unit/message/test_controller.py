@@ -12,13 +12,22 @@ from typing import Any
 
 import pytest
 
-from tailrace.message.chunks import Chunk, ReasoningInit, SourceInit, chunk_from_json, part_from_json
+from tailrace.message.chunks import (
+    Chunk,
+    InvalidChunk,
+    ReasoningInit,
+    SourceInit,
+    TextDeltaChunk,
+    chunk_from_json,
+    part_from_json,
+)
 from tailrace.message.controller import AssistantStreamController, describe, drive
 from tailrace.message.dialect import Dialect
 from tailrace.message.errors import AnswerClosed, PartClosed, UnknownPart
 from tailrace.message.ids import id_maker
 from tailrace.message.merge import Merge
 from tailrace.message.tool_call import ToolResponse
+from tailrace.message.values import JsonObject
 from tailrace.wire.jsjson import parse, stringify
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -217,6 +226,24 @@ def test_given_arguments_and_response_keep_program_order() -> None:
     control.add_tool_call_part("n", args_text="{}", response={})
     assert [chunk.type for chunk in out[1:]] == ["text-delta", "tool-call-args-text-finish", "result", "part-finish"]
     assert out[3].to_json()["result"] == "<no result>"
+
+
+def test_json_in_the_place_of_a_chunk_or_a_part_is_refused_where_it_is_given() -> None:
+    control, out = controller()
+    source: Any = {"type": "source", "sourceType": "url", "id": "s", "url": "u"}
+    data: Any = {"type": "data", "path": [], "data": []}
+    with pytest.raises(InvalidChunk, match="chunk_from_json"):
+        control.enqueue(data)
+    with pytest.raises(InvalidChunk, match="part_from_json"):
+        control.append_source(source)
+    result: Any = "a plain result"
+    with pytest.raises(InvalidChunk, match="ToolResponse"):
+        control.add_tool_call_part("n").set_response(result)
+    absent: Any = None  # as a model's delta without content has it
+    with pytest.raises(InvalidChunk, match="not NoneType"):
+        control.append_text(absent)
+    assert all(isinstance(chunk, JsonObject) for chunk in out)
+    assert not any(isinstance(chunk, TextDeltaChunk) and chunk.text_delta is None for chunk in out)
 
 
 def test_text_after_the_close() -> None:
