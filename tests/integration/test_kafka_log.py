@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from tailrace import decide
+from tailrace._ports import choose_port
 from tailrace.errors import BrokerFailed, ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
 from tailrace.fold import DELETED, State, fold
 from tailrace.kafka import KafkaOptions
@@ -329,6 +330,8 @@ async def test_records_without_their_claim_are_a_trimmed_stream(
     options = KafkaOptions(prefix="headless", partitions=1, claims_partitions=1)
     writer = await stack.enter_async_context(opened(server, options))
     life = await Life(writer, unique).begin(b"a")
+    headers, payload = message(claim(unique, owner=8), 0)  # of one that had lost
+    await writer.sender.send(writer.names.records(unique), unique.encode(), payload, headers)
     await trim(writer, writer.names.records(unique), life.state.position)
     await life.put(word(life.state, unique, b"b"))
     fresh = await stack.enter_async_context(opened(server, options))
@@ -380,7 +383,8 @@ async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: st
 
 
 @pytest.mark.chaos
-async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["shorter", "with others' records"])
+async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path, then: str) -> None:
     """What a power cut does to one node: acknowledged records are gone, and others take their offsets."""
     with KafkaServer(tmp_path / "kafka") as server:
         options = KafkaOptions(partitions=1, claims_partitions=1)
@@ -399,6 +403,8 @@ async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path) ->
         for name in ("*.index", "*.timeindex", "*.snapshot"):
             for path in segment.parent.glob(name):
                 path.unlink()
+        if then != "shorter":
+            await fill_elsewhere(server, options)
         server.start()
         async with asyncio.timeout(PATIENCE):
             with pytest.raises((StreamTrimmed, StreamEnded)):
@@ -408,6 +414,17 @@ async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path) ->
         assert b"".join(got) == b"".join(b"%d;" % number for number in range(20))
         assert (await reader.status("cut")).status is Status.TRIMMED
         await world.close()
+
+
+async def fill_elsewhere(server: KafkaServer, options: KafkaOptions) -> None:
+    """Let a stranger, whom alone the broker is reachable for, write more than was lost."""
+    port, server.port = server.port, choose_port(None, None)
+    server.start()
+    async with opened(server, options) as stranger:
+        for _ in range(60):
+            await stranger.sender.send(stranger.names.all_records[0], b"another", b"of a stranger", [])
+    server.kill()
+    server.port = port
 
 
 # --- what is no record

@@ -50,14 +50,16 @@ _log = logging.getLogger(__name__)
 
 
 class Copy(NamedTuple):
-    """A stored record as the table keeps it: taken apart only when it is asked for."""
+    """A stored record as the table keeps it, in little room: taken apart only when it is asked for. A line a header;
+    their values hold no line ends."""
 
     position: int
     time_ms: int
-    headers: Headers
+    lines: bytes
 
     def stored(self, previous: int = -1) -> Stored:
-        record = decode({name: value.decode() for name, value in self.headers}, b"")
+        parts = (line.partition(":") for line in self.lines.decode().split("\n"))
+        record = decode({name: value for name, _, value in parts}, b"")
         return Stored(self.position, previous, self.time_ms, record)
 
 
@@ -232,8 +234,8 @@ class Claims:
             return
         headers = texts(raw)
         position, _, time_ms = headers.pop(AT).partition(";")
-        found = [(name, value.encode()) for name, value in headers.items()]
-        self._ended(stream_id, entry, Copy(int(position), int(time_ms), found), raw.timestamp + self._keep_ms)
+        lines = "\n".join([f"{name}:{value}" for name, value in headers.items()]).encode()
+        self._ended(stream_id, entry, Copy(int(position), int(time_ms), lines), raw.timestamp + self._keep_ms)
 
     def _opened(self, stream_id: str, entry: Entry | None, start: int, base: int, keep_ms: int) -> None:
         if entry is not None and entry.base is not None and base <= entry.base:

@@ -42,7 +42,15 @@ class Feed:
         self.lost = lost
         self.doubted = False
         self.last: Raw | None = None
+        self.unanchored = False  # it began behind records that it has not seen the last of
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    @property
+    def asks_from(self) -> int:
+        """The offset to ask from: before the position where the last record is to be seen, or seen again."""
+        if self.doubted and self.last is not None:
+            return self.last.offset
+        return self.position - 1 if self.unanchored else self.position
 
     async def passed(self, offset: int) -> None:
         """Return when everything before ``offset`` was taken."""
@@ -91,6 +99,7 @@ class Feeds:
         """Follow a partition from offset ``start`` on (None: from its end as it is now). Raises `BrokerUnavailable`."""
         position = await self._connection.end(place) if start is None else start
         feed = Feed(place, position, take, lost)
+        feed.unanchored = start is None and position > 0
         self._feeds.add(feed)
         self._place(feed)
         return feed
@@ -172,9 +181,7 @@ class Feeds:
             self._connection.hang_up(lane.node, lane.number)
 
     async def _ask(self, lane: _Lane, feeds: Iterable[Feed]) -> Any:
-        starts = {
-            feed.place: feed.last.offset if feed.doubted and feed.last is not None else feed.position for feed in feeds
-        }
+        starts = {feed.place: feed.asks_from for feed in feeds}
         options = self._connection.options
         wait = 0 if self.away else options.fetch_wait
         question = lane.session.question(starts, int(wait * 1000))
@@ -217,14 +224,19 @@ class Feeds:
         if fetched.error in refusals.MOVED:
             return True
         if fetched.error == refusals.OFFSET_OUT_OF_RANGE:
-            await self._restart(feed)
+            if feed.unanchored and not feed.doubted:
+                feed.unanchored = False  # the last record is too old to be kept
+            else:
+                await self._restart(feed)
             return False
         if fetched.error:
             _log.warning("%s", refusals.of(fetched.error, f"read of {feed.place} at {self._connection}"))
             return True
-        if feed.doubted and not self._is_the_same(feed, fetched):
+        if feed.doubted and (feed.unanchored or not self._is_the_same(feed, fetched)):
             await self._restart(feed)
             return False
+        if feed.unanchored:
+            feed.last, feed.unanchored = _first(fetched, feed.position - 1), False
         feed.doubted = False
         for batch in batches_of(fetched.data, feed.position):
             if batch.records:
@@ -234,14 +246,13 @@ class Feeds:
             feed.moved(batch.next_offset)
         return False
 
-    def _is_the_same(self, feed: Feed, fetched: Fetched) -> bool:
+    @staticmethod
+    def _is_the_same(feed: Feed, fetched: Fetched) -> bool:
         """Whether the broker still has the last record that was seen, where it was."""
         if feed.last is None:
             return fetched.high >= feed.position
-        for batch in batches_of(fetched.data, feed.last.offset):
-            for raw in batch.records:
-                return _same(raw, feed.last)
-        return False
+        found = _first(fetched, feed.last.offset)
+        return found is not None and _same(found, feed.last)
 
     async def _restart(self, feed: Feed) -> None:
         """What the feed read is gone: go on at the end. Records that merely grew old are no loss."""
@@ -258,6 +269,7 @@ class Feeds:
         _log.warning("%s lost records: it holds %d to %d, and %d was next", feed.place, first, end, feed.position)
         feed.last, feed.doubted = None, False
         feed.moved(feed.lost(first, end))
+        feed.unanchored = feed.position == end > first
 
     async def close(self) -> None:
         """Stop. A second call does nothing."""
@@ -269,6 +281,14 @@ class Feeds:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _first(fetched: Fetched, offset: int) -> Raw | None:
+    """The first record from ``offset`` on."""
+    for batch in batches_of(fetched.data, offset):
+        for raw in batch.records:
+            return raw
+    return None
 
 
 def _same(one: Raw, other: Raw) -> bool:
