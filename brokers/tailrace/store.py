@@ -26,6 +26,7 @@ from tailrace.commit import Moved, Rewound, backoff, commit, insist, new_nonce
 from tailrace.contracts import Capabilities, Reader, RunQueue
 from tailrace.errors import LeaseRequired, StreamFinalized, StreamSuperseded, TooManyStreams, TtlTooLong
 from tailrace.fold import State, fold
+from tailrace.held import Held
 from tailrace.log import Log
 from tailrace.lost import Coroner
 from tailrace.members import Membership, QuietStreams
@@ -48,8 +49,6 @@ from tailrace.sealing import Sealer
 from tailrace.tails import Tails
 from tailrace.tasks import Tasks
 from tailrace.writer import Writer
-
-MOST_FENCED = 1024  # superseded leases that are remembered
 
 
 class LogStore:
@@ -74,9 +73,7 @@ class LogStore:
         self._runs = runs
         self._on_close = on_close
         self._timeout = request_timeout
-        self._writers: dict[str, Writer] = {}
-        self._leases: dict[str, Lease] = {}
-        self._fenced: dict[str, Lease] = {}
+        self._held = Held()
         self._due: dict[str, asyncio.Task[State]] = {}
         self._quiet = QuietStreams()
         self._closed = False
@@ -162,8 +159,7 @@ class LogStore:
     def _take_up(self, lease: Lease, state: State) -> None:
         """Serve a lease that was won, unless its stream was ended or taken over before that was known."""
         if decide.owns(state, lease):
-            self._leases[lease.stream_id] = lease
-            self._writers[lease.token] = self._writer(lease, state)
+            self._held.acquired(self._writer(lease, state))
 
     async def _disown(self, election: asyncio.Task[Acquisition | Lease | None]) -> None:
         """Who asked for a lease gave up: if there proves to be one, nobody serves it. End its stream."""
@@ -181,18 +177,14 @@ class LogStore:
 
     async def extend(self, stream_id: str, chunks: Sequence[bytes], lease: Lease | None = None) -> str:
         validate_stream_id(stream_id)
-        writer = self._writers.get(lease.token) if lease is not None else self._own_writer(stream_id)
-        if writer is None or writer.lease.stream_id != stream_id:
+        writer = self._held.writer(stream_id, lease)
+        if writer is None:
             writer = await self._writer_of(stream_id, lease)
         return await writer.extend(chunks)
 
-    def _own_writer(self, stream_id: str) -> Writer | None:
-        lease = self._leases.get(stream_id)
-        return self._writers.get(lease.token) if lease is not None else None
-
     async def _writer_of(self, stream_id: str, lease: Lease | None) -> Writer:
         """A writer for a lease that came from elsewhere, or whose writer is through. Raises why there is none."""
-        held = lease or self._leases.get(stream_id)
+        held = lease or self._held.lease(stream_id)
         state = await self._bounded(self._current(stream_id))
         if held is None:
             decide.require_stream(state, stream_id)
@@ -200,9 +192,11 @@ class LogStore:
         if held.stream_id != stream_id:
             raise LeaseRequired(f"The lease is of {held.stream_id}, not of {stream_id}")
         decide.require_lease(state, held)
-        if held.token not in self._writers:
-            self._writers[held.token] = self._writer(held, state)
-        return self._writers[held.token]
+        writer = self._held.writer(stream_id, held)
+        if writer is None:  # no other call made it meanwhile
+            writer = self._writer(held, state)
+            self._held.serve(writer)
+        return writer
 
     def _writer(self, lease: Lease, state: State) -> Writer:
         return Writer(self.log, self.limits, lease, state, self._kept)
@@ -212,23 +206,8 @@ class LogStore:
         self._quiet.wrote(self.log.key(writer.lease.stream_id), writer.state.position)
         self.tails.wrote(writer.lease.stream_id, writer.state.position)
         if writer.is_over and not writer.busy:
-            self._writers.pop(writer.lease.token, None)
-            if self._leases.get(writer.lease.stream_id) == writer.lease:
-                self._let_go(writer)
+            self._held.release(writer)
             self.sealer.offer(writer.lease.stream_id)
-
-    def _let_go(self, writer: Writer) -> None:
-        """Forget a lease that is over; one that was superseded only after many others, so that whoever still uses it
-        without naming it is told why."""
-        stream_id = writer.lease.stream_id
-        if isinstance(writer.failure, StreamSuperseded):
-            self._fenced[stream_id] = writer.lease
-            if len(self._fenced) <= MOST_FENCED:
-                return
-            stream_id = next(iter(self._fenced))
-        lease = self._fenced.pop(stream_id, writer.lease)
-        if self._leases.get(stream_id) == lease:
-            del self._leases[stream_id]
 
     async def finalize(
         self,
@@ -241,8 +220,8 @@ class LogStore:
     ) -> None:
         validate_stream_id(stream_id)
         ending = decide.ending(status, error, code)
-        writer = self._writers.get(lease.token) if lease is not None else self._own_writer(stream_id)
-        if writer is None or writer.lease.stream_id != stream_id:
+        writer = self._held.writer(stream_id, lease)
+        if writer is None:
             try:
                 writer = await self._writer_of(stream_id, lease)
             except (StreamFinalized, StreamSuperseded):
@@ -400,7 +379,7 @@ class LogStore:
 
     async def _end_own(self, ending: Ending) -> None:
         """End what this store still produces, as far as the broker lets it within a request's time."""
-        writers = list(self._writers.values())
+        writers = self._held.writers()
         finishing = [asyncio.ensure_future(writer.finish(ending)) for writer in writers]
         if finishing:
             await asyncio.wait(finishing, timeout=self._timeout)

@@ -225,7 +225,7 @@ def check_answer(answer: Answer, stored: list[bytes]) -> None:
 
 def check_idle(*stores: LogStore) -> None:
     for store in stores:
-        assert not store._writers
+        assert not store._held.writers()
         assert not store.tails._attached
         assert store.tails._readers == 0
 
@@ -514,10 +514,10 @@ def crash(store: LogStore) -> None:
     task = store.members._task
     assert task is not None
     task.cancel()
-    for writer in store._writers.values():
+    for writer in store._held.writers():
         if writer._task is not None:
             writer._task.cancel()
-    store._writers.clear()
+    store._held._writers.clear()
 
 
 async def test_whoever_waits_for_a_stream_sees_it_expire(world: World, unique: str) -> None:

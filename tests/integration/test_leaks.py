@@ -51,7 +51,7 @@ class Census:
         for store in self.stores:
             found["readers open"] += store.tails._readers
             found["tails"] += len(store.tails._attached) + len(store.tails._keys)
-            found["leases"] += len(store._writers) + len(store._leases) - len(store._fenced)  # a bounded memory
+            found["leases"] += len(store._held)
             found["tasks of stores"] += len(store._tasks)
             if isinstance(store.log, JetStreamLog):
                 client = store.log._connection._client
