@@ -16,7 +16,7 @@ Rules:
 
 Following ToolCallReader of assistant-stream 0.3.44, with these differences: there a reader of a call that never ends
 waits for ever; a text turned bad leaves what some reader saw last, here what was said last; a path goes on into a
-string; texts may be empty or half a character.
+string; a value may come twice, texts may be empty or half a character.
 """
 
 from __future__ import annotations
