@@ -46,7 +46,7 @@ async def fill(url: str, first: int, end: int) -> None:
         async def lane() -> None:
             for number in numbers:
                 sid = f"stored-{number}"
-                lease = (await store.acquire(sid)).lease
+                lease = (await store.acquire(sid, patient=True)).lease
                 await store.extend(sid, [chunk(seq, 0, pad) for seq in range(CHUNKS)], lease)
                 await store.finalize(sid, "done", lease=lease)
 
