@@ -18,7 +18,8 @@ Each adapter is imported when its scheme is asked for, so that a missing extra i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +29,11 @@ from tailrace.errors import BrokerUnsuitable, MissingExtra, UnknownScheme
 from tailrace.model import Limits
 
 if TYPE_CHECKING:
+    from tailrace.contracts import Capabilities
+    from tailrace.embedded import Embedded
     from tailrace.jetstream.options import JetStreamOptions
     from tailrace.kafka.options import KafkaOptions
+    from tailrace.log import Broker
     from tailrace.redis.options import RedisOptions
     from tailrace.store import LogStore
 
@@ -77,10 +81,7 @@ async def _memory(url: str, rest: str, options: StoreOptions) -> LogStore:
 
 
 async def _embedded(url: str, rest: str, options: StoreOptions) -> LogStore:
-    from tailrace.embedded import EmbeddedOptions, attach
-
-    directory = Path(unquote(rest)) if rest else None
-    embedded = await attach(directory, EmbeddedOptions(sync_always=True) if options.sync_always else None)
+    embedded = await _attach(rest, options, "nats")
     try:
         return await _open_jetstream(embedded.url, options, lambda: embedded.url, embedded.close)
     except BaseException:
@@ -89,62 +90,31 @@ async def _embedded(url: str, rest: str, options: StoreOptions) -> LogStore:
 
 
 async def _nats(url: str, rest: str, options: StoreOptions) -> LogStore:
-    return await _open_jetstream(url, options, None, None)
+    return await _open_jetstream(url, options)
 
 
 async def _open_jetstream(
     url: str,
     options: StoreOptions,
-    url_source: Callable[[], str] | None,
-    also_close: Callable[[], Awaitable[None]] | None,
+    url_source: Callable[[], str] | None = None,
+    also_close: Callable[[], Awaitable[None]] | None = None,
 ) -> LogStore:
     from tailrace.jetstream import CAPABILITIES, open_jetstream
     from tailrace.jetstream.options import JetStreamOptions
-    from tailrace.members import Membership
-    from tailrace.store import LogStore
 
-    limits = options.limits
     chosen = replace(
         options.jetstream or JetStreamOptions(),
-        retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,
+        retention=_retention(options),
         ack_wait=3 * options.lease_ttl,
-        member_retention=max(LEAST_MEMBER_RETENTION, options.lease_ttl),
-        max_bytes=limits.max_total_bytes,
+        member_retention=_member_retention(options),
+        max_bytes=options.limits.max_total_bytes,
     )
     broker = await open_jetstream(url, options=chosen, url_source=url_source)
-
-    async def close() -> None:
-        await broker.close()
-        if also_close is not None:
-            await also_close()
-
-    store = LogStore(
-        broker.log,
-        Membership(broker.beats, options.lease_ttl),
-        broker.runs,
-        limits,
-        CAPABILITIES,
-        linger=options.linger,
-        request_timeout=options.request_timeout,
-        on_close=close,
-    )
-    try:
-        return await store.start()
-    except BaseException:
-        await store.aclose()
-        raise
-
-
-async def _kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
-    return await _open_kafka(url, options, None)
+    return await _store_over(broker, CAPABILITIES, options, also_close)
 
 
 async def _embedded_kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
-    from tailrace.embedded import EmbeddedOptions, attach
-
-    directory = Path(unquote(rest)) if rest else None
-    wanted = EmbeddedOptions(sync_always=True) if options.sync_always else None
-    embedded = await attach(directory, wanted, kind="kafka")
+    embedded = await _attach(rest, options, "kafka")
     try:
         return await _open_kafka(embedded.url, options, embedded.close)
     except BaseException:
@@ -152,29 +122,88 @@ async def _embedded_kafka(url: str, rest: str, options: StoreOptions) -> LogStor
         raise
 
 
-async def _open_kafka(url: str, options: StoreOptions, also_close: Callable[[], Awaitable[None]] | None) -> LogStore:
-    try:
-        from tailrace.kafka.broker import open_kafka
-    except ModuleNotFoundError as error:
-        if error.name != "aiokafka":
-            raise
-        raise MissingExtra("kafka:// needs the package aiokafka", hint="pip install 'tailrace[kafka]'") from None
-    from tailrace.kafka import CAPABILITIES, KafkaOptions
-    from tailrace.members import Membership
-    from tailrace.store import LogStore
+async def _kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
+    return await _open_kafka(url, options)
 
-    limits = options.limits
-    if limits.max_total_bytes is not None:
-        raise BrokerUnsuitable(
-            f"TAILRACE_MAX_TOTAL_BYTES={limits.max_total_bytes} cannot be kept on Kafka, which never refuses for size",
-            hint="Unset it and watch the brokers' disks, or use another broker.",
-        )
+
+async def _open_kafka(
+    url: str, options: StoreOptions, also_close: Callable[[], Awaitable[None]] | None = None
+) -> LogStore:
+    with _extra("kafka", "aiokafka"):
+        from tailrace.kafka.broker import open_kafka
+    from tailrace.kafka import CAPABILITIES, KafkaOptions
+
+    _refuse_total_bytes(
+        options.limits,
+        "Kafka, which never refuses for size",
+        hint="Unset it and watch the brokers' disks, or use another broker.",
+    )
     chosen = replace(
         options.kafka or KafkaOptions(),
-        retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,
-        member_retention=max(LEAST_MEMBER_RETENTION, options.lease_ttl),
+        retention=_retention(options),
+        member_retention=_member_retention(options),
     )
-    broker = await open_kafka(url, options=chosen)
+    return await _store_over(await open_kafka(url, options=chosen), CAPABILITIES, options, also_close)
+
+
+async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
+    with _extra("redis", "redis"):
+        from tailrace.redis.broker import open_redis
+    from tailrace.redis import RedisOptions
+
+    _refuse_total_bytes(
+        options.limits, "Redis, which has a limit of its own", hint="Unset it, and set maxmemory on the server."
+    )
+    chosen = replace(
+        options.redis or RedisOptions(),
+        retention=_retention(options),
+        ack_wait=3 * options.lease_ttl,
+        member_retention=_member_retention(options),
+    )
+    broker = await open_redis(url, chosen)
+    return await _store_over(broker, broker.capabilities, options)
+
+
+async def _attach(directory: str, options: StoreOptions, kind: str) -> Embedded:
+    from tailrace.embedded import EmbeddedOptions, attach
+
+    wanted = EmbeddedOptions(sync_always=True) if options.sync_always else None
+    return await attach(Path(unquote(directory)) if directory else None, wanted, kind=kind)
+
+
+@contextmanager
+def _extra(name: str, package: str) -> Iterator[None]:
+    """The extra that a missing package belongs to is what the error names."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingExtra(f"{name}:// needs the package {package}", hint=f"pip install 'tailrace[{name}]'") from None
+
+
+def _refuse_total_bytes(limits: Limits, where: str, *, hint: str) -> None:
+    if (most := limits.max_total_bytes) is not None:
+        raise BrokerUnsuitable(f"TAILRACE_MAX_TOTAL_BYTES={most} cannot be kept on {where}", hint=hint)
+
+
+def _retention(options: StoreOptions) -> float:
+    return options.limits.max_stream_age + options.limits.max_ttl + RETENTION_MARGIN
+
+
+def _member_retention(options: StoreOptions) -> float:
+    return max(LEAST_MEMBER_RETENTION, options.lease_ttl)
+
+
+async def _store_over(
+    broker: Broker,
+    capabilities: Capabilities,
+    options: StoreOptions,
+    also_close: Callable[[], Awaitable[None]] | None = None,
+) -> LogStore:
+    """The started store over an opened broker, which closes it. Where it does not start, all is closed."""
+    from tailrace.members import Membership
+    from tailrace.store import LogStore
 
     async def close() -> None:
         await broker.close()
@@ -185,52 +214,11 @@ async def _open_kafka(url: str, options: StoreOptions, also_close: Callable[[], 
         broker.log,
         Membership(broker.beats, options.lease_ttl),
         broker.runs,
-        limits,
-        CAPABILITIES,
+        options.limits,
+        capabilities,
         linger=options.linger,
         request_timeout=options.request_timeout,
         on_close=close,
-    )
-    try:
-        return await store.start()
-    except BaseException:
-        await store.aclose()
-        raise
-
-
-async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
-    try:
-        from tailrace.redis.broker import open_redis
-    except ModuleNotFoundError as error:
-        if error.name != "redis":
-            raise
-        raise MissingExtra("redis:// needs the package redis", hint="pip install 'tailrace[redis]'") from None
-    from tailrace.members import Membership
-    from tailrace.redis import RedisOptions
-    from tailrace.store import LogStore
-
-    limits = options.limits
-    if limits.max_total_bytes is not None:
-        raise BrokerUnsuitable(
-            f"TAILRACE_MAX_TOTAL_BYTES={limits.max_total_bytes} cannot be kept on Redis, which has a limit of its own",
-            hint="Unset it, and set maxmemory on the server.",
-        )
-    chosen = replace(
-        options.redis or RedisOptions(),
-        retention=limits.max_stream_age + limits.max_ttl + RETENTION_MARGIN,
-        ack_wait=3 * options.lease_ttl,
-        member_retention=max(LEAST_MEMBER_RETENTION, options.lease_ttl),
-    )
-    broker = await open_redis(url, chosen)
-    store = LogStore(
-        broker.log,
-        Membership(broker.beats, options.lease_ttl),
-        broker.runs,
-        limits,
-        broker.capabilities,
-        linger=options.linger,
-        request_timeout=options.request_timeout,
-        on_close=broker.close,
     )
     try:
         return await store.start()

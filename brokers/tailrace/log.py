@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+from tailrace.contracts import RunQueue
 from tailrace.model import Incarnation
 from tailrace.records import Record, Stored
 
@@ -94,3 +95,19 @@ class Beats(Protocol):
 
     async def recent(self) -> list[tuple[int, bytes]]:
         """The last heartbeat of each member that the broker still holds, as (broker time in ms, payload)."""
+
+
+class Broker(Protocol):
+    """An opened broker, as each adapter's opener gives it back: what a store is made of."""
+
+    @property
+    def log(self) -> Log: ...
+
+    @property
+    def beats(self) -> Beats: ...
+
+    @property
+    def runs(self) -> RunQueue: ...
+
+    async def close(self) -> None:
+        """Close the connections, and what runs over them. Idempotent."""
