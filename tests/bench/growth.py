@@ -20,6 +20,7 @@ from backends import resident_mib
 from system import System, first_byte_us, system
 
 LANES = 200
+BATCH = 10_000  # by one process: each stream that ended is looked at once more, whether it is to be sealed
 CHUNKS, SIZE = 4, 120
 SEED = 1
 
@@ -29,7 +30,8 @@ def growth_cell(args: argparse.Namespace, kind: str, work: Path) -> Iterator[dic
     with system(kind, work) as on:
         for size in map(int, args.sizes.split(",")):
             began = time.monotonic()
-            uvloop.run(fill(on.broker.url, stored, size))
+            for first in range(stored, size, BATCH):
+                uvloop.run(fill(on.broker.url, first, min(first + BATCH, size)))
             filled, stored = time.monotonic() - began, size
             yield from measured(on, size, args.lookups, {"filled_s": round(filled, 1)})
 
