@@ -25,6 +25,7 @@ from tailrace.kafka import refusals
 from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place
 from tailrace.kafka.reading import Batch, Raw, batches_of
 from tailrace.kafka.refusals import Unanswered
+from tailrace.kafka.sender import BUSY, SPACING
 from tailrace.kafka.sessions import Session
 
 Lost = Callable[[int, int], int]
@@ -78,6 +79,7 @@ class _Lane:
         self.number = number
         self.feeds: dict[Place, Feed] = {}
         self.session = Session()
+        self.taken = 0  # records of the last answer
         self.task: asyncio.Task[None] | None = None
 
 
@@ -152,16 +154,17 @@ class Feeds:
         return lane
 
     async def _run(self, lane: _Lane) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while lane.feeds:
-                feeds = dict(lane.feeds)
+                feeds, began = dict(lane.feeds), loop.time()
                 try:
                     answer = await self._ask(lane, feeds.values())
                 except (BrokerUnavailable, Unanswered) as error:
                     await self._failed(lane, error)
                     continue
                 self._answered_again()
-                moved = False
+                moved, lane.taken = False, 0
                 for place, fetched in (lane.session.answered(answer) or {}).items():
                     if (feed := feeds[place]) is lane.feeds.get(place):
                         moved |= await self._took(lane, feed, fetched)
@@ -170,6 +173,8 @@ class Feeds:
                     await self._connection.relearn()
                     self._leave(lane)
                 self._take_over(lane)
+                if lane.taken >= BUSY:  # under load fewer and larger answers cost everybody less
+                    await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
         except Exception:  # noqa: BLE001  # without its lane, whoever follows would wait for ever
             _log.exception("a lane failed")
             for feed in lane.feeds.values():
@@ -242,6 +247,7 @@ class Feeds:
             if batch.records:
                 feed.last = batch.records[-1]
                 self._connection.clock.see(feed.last.timestamp)
+            lane.taken += len(batch.records)
             feed.take(batch)
             feed.moved(batch.next_offset)
         return False

@@ -28,6 +28,7 @@ from tailrace.kafka.refusals import Unanswered
 
 Headers = list[tuple[str, bytes]]
 PUMPS = 1  # requests in flight to one node
+BUSY, SPACING = 4, 0.001  # a request of so many records is followed by the next one after so many seconds at least
 BATCH_OVERHEAD = 61  # bytes of a batch beside its records
 RECORD_OVERHEAD = 21  # the most bytes of a record beside its key, value and headers
 REQUEST_BYTES = 16 * 1024 * 1024
@@ -123,8 +124,12 @@ class Sender:
                 _fail(queue.popleft(), BrokerUnavailable(f"Nobody leads {place} at {self._connection}"))
 
     async def _pump(self, node: int, lane: int) -> None:
+        loop = asyncio.get_running_loop()
         while batches := self._collect(node):
+            began = loop.time()
             await self._send(node, lane, batches)
+            if sum(len(items) for _, items in batches.values()) >= BUSY:
+                await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
 
     def _collect(self, node: int) -> dict[Place, tuple[bytes, list[_Item]]]:
         """Take what waits for the partitions that the node leads, a batch each."""
