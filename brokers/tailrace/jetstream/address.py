@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
+from tailrace import _urls
 from tailrace.errors import BrokerUnsuitable
 from tailrace.jetstream.options import JetStreamOptions
 
@@ -53,18 +54,14 @@ def parse(urls: str | Sequence[str]) -> tuple[Address, dict[str, str]]:
     query: dict[str, str] = {}
     for url in several:
         rest = url if "://" in url else f"nats://{url}"
-        # urlsplit knows one host only: each of the listed ones is split on its own
         scheme, _, rest = rest.partition("://")
         scheme = scheme.lower()
         if scheme not in ("nats", "tls"):
             raise _wrong(f"{scheme}:// is not a scheme of NATS")
         tls = tls or scheme == "tls"
-        netloc, _, tail = rest.replace("?", "/?", 1).partition("/")
-        if "@" in tail.partition("?")[0]:  # shown to nobody: it is a part of a password
-            raise _wrong("what stands before the @ holds a / or ?; write them as %2F and %3F")
-        found, _, hosts = netloc.rpartition("@")
+        found, hosts, tail = _urls.split(rest, _wrong)
         userinfo = userinfo or found
-        servers.extend(_server(host) for host in hosts.split(",") if host)
+        servers.extend(_server(host) for host in hosts)
         query.update(parse_qsl(tail.lstrip("/").removeprefix("?")))
     if not servers:
         raise _wrong("the URL names no host")
@@ -93,16 +90,8 @@ def _with(options: JetStreamOptions, field: str, value: Any) -> JetStreamOptions
     return replace(options, **{field: value})
 
 
-def _server(host: str) -> str:
-    try:
-        parts = urlsplit(f"nats://{host.split('@')[-1]}")
-        port = parts.port or DEFAULT_PORT
-    except ValueError:
-        raise _wrong(f"{host.split('@')[-1]!r} is not host:port") from None
-    if not parts.hostname:
-        raise _wrong(f"{host.split('@')[-1]!r} is not host:port")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"nats://{name}:{port}"
+def _server(text: str) -> str:
+    return f"nats://{_urls.joined(*_urls.host_and_port(text, DEFAULT_PORT, _wrong))}"
 
 
 def _wrong(what: str) -> BrokerUnsuitable:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
+from tailrace import _urls
 from tailrace.errors import BrokerUnsuitable
 from tailrace.kafka.options import KafkaOptions
 
@@ -23,16 +24,12 @@ class Address:
     servers: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
-        return ",".join(_text(host, port) for host, port in self.servers)
+        return ",".join(_urls.joined(host, port) for host, port in self.servers)
 
     @property
     def bootstrap(self) -> list[str]:
         """As the client library takes it."""
-        return [_text(host, port) for host, port in self.servers]
-
-
-def _text(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return [_urls.joined(host, port) for host, port in self.servers]
 
 
 def parse(url: str | Sequence[str], options: KafkaOptions) -> tuple[Address, KafkaOptions]:
@@ -49,11 +46,8 @@ def _parse(url: str, options: KafkaOptions) -> tuple[list[tuple[str, int]], Kafk
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in SCHEMES:
         raise _wrong("it begins with none of " + ", ".join(f"{name}://" for name in SCHEMES))
-    netloc, _, tail = rest.replace("?", "/?", 1).partition("/")
-    if "@" in tail.partition("?")[0]:  # shown to nobody: it is a part of a password
-        raise _wrong("what stands before the @ holds a / or ?; write them as %2F and %3F")
-    userinfo, _, hosts = netloc.rpartition("@")
-    servers = [_server(host) for host in hosts.split(",") if host]
+    userinfo, hosts, tail = _urls.split(rest, _wrong)
+    servers = [_urls.host_and_port(host, DEFAULT_PORT, _wrong) for host in hosts]
     if not servers:
         raise _wrong("it names no host")
     changes: dict[str, Any] = {}
@@ -79,17 +73,6 @@ def _option(name: str, text: str) -> str | int:
         return int(text)
     except ValueError:
         raise _wrong(f"{name} is not a number: {text}") from None
-
-
-def _server(host: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"kafka://{host}")
-        port = parts.port or DEFAULT_PORT
-    except ValueError:
-        raise _wrong(f"{host!r} is not host:port") from None
-    if not parts.hostname:
-        raise _wrong(f"{host!r} is not host:port")
-    return parts.hostname, port
 
 
 def _wrong(what: str) -> BrokerUnsuitable:

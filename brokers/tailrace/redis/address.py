@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
+from tailrace import _urls
 from tailrace.errors import BrokerUnsuitable
 from tailrace.redis.options import RedisOptions
 
@@ -37,14 +38,12 @@ def parse(url: str, options: RedisOptions) -> tuple[Address, RedisOptions]:
     scheme = scheme.lower()
     if scheme not in SCHEMES:
         raise _wrong(f"{scheme}:// is not a scheme of Redis")
-    netloc, _, tail = rest.replace("?", "/?", 1).partition("/")
+    userinfo, hosts, tail = _urls.split(rest, _wrong)
     path, _, query = tail.partition("?")
-    if "@" in path:  # shown to nobody: it is a part of a password
-        raise _wrong("what stands before the @ holds a / or ?; write them as %2F and %3F")
-    userinfo, _, hosts = netloc.rpartition("@")
     options = _with_query(_with_user(options, userinfo), query)
     sentinel = scheme.endswith("+sentinel")
-    found = tuple(_host(host, SENTINEL_PORT if sentinel else PORT) for host in hosts.split(",") if host)
+    port = SENTINEL_PORT if sentinel else PORT
+    found = tuple(_urls.host_and_port(host, port, _wrong) for host in hosts)
     if not found:
         raise _wrong("the URL names no host")
     if not sentinel and len(found) > 1:
@@ -80,17 +79,6 @@ def _with_query(options: RedisOptions, query: str) -> RedisOptions:
 
 def _with(options: RedisOptions, field: str, value: Any) -> RedisOptions:
     return replace(options, **{field: value})
-
-
-def _host(text: str, default: int) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"redis://{text}")
-        port = parts.port or default
-    except ValueError:
-        raise _wrong(f"{text!r} is not host:port") from None
-    if not parts.hostname:
-        raise _wrong(f"{text!r} is not host:port")
-    return parts.hostname, port
 
 
 def _wrong(what: str) -> BrokerUnsuitable:
