@@ -7,8 +7,6 @@ the tests of a module, each with topics of its own, and take one alone only to k
 from __future__ import annotations
 
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,6 @@ from types import TracebackType
 from typing import Self
 
 from tailrace._ports import choose_port
-from tailrace._ties import tie_by_kernel
 from tailrace.kafka_local import metadata
 from tailrace.kafka_local.node import Node, new_cluster_id
 from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
@@ -28,6 +25,8 @@ class KafkaServer(ServerProcess):
     """One Kafka node with its data in ``directory``; `start` (or ``with``) runs it. ``properties`` are added to its
     own. The ports are chosen at the first start and kept."""
 
+    look_interval = LOOK_INTERVAL
+
     def __init__(
         self,
         directory: Path,
@@ -37,10 +36,8 @@ class KafkaServer(ServerProcess):
         controllers: Mapping[int, int] | None = None,
         cluster_id: str = "",
     ) -> None:
-        super().__init__()
-        self.directory = directory
+        super().__init__(directory)
         self.id = node_id
-        self.port = 0
         self._controllers = controllers
         self._cluster_id = cluster_id
         self._properties = properties or {}
@@ -54,12 +51,6 @@ class KafkaServer(ServerProcess):
     def bootstrap(self) -> str:
         """`127.0.0.1:port`, as clients want it."""
         return f"{HOST}:{self.port}"
-
-    @property
-    def log(self) -> str:
-        """What the server wrote, over all its starts."""
-        path = self.directory / "server.log"
-        return path.read_text("utf-8", "replace") if path.exists() else ""
 
     def leader(self, topic: str, partition: int = 0) -> int | None:
         """The id of the node that leads the partition now, as this one knows it; None where nobody does."""
@@ -75,8 +66,6 @@ class KafkaServer(ServerProcess):
             self.directory, self.port, self._controllers, self.id, self._cluster_id, self._properties
         )
         command = node.prepare()
-        # The tie fires when the thread that starts the server ends, so only the main thread's may be used.
-        tied = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -84,17 +73,11 @@ class KafkaServer(ServerProcess):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=tie_by_kernel() if tied else None,  # noqa: PLW1509 - one call that takes no lock
+                preexec_fn=self._tie(),  # noqa: PLW1509 - one call that takes no lock
             )
 
-    def _await_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline and self.running:
-            if self._node.is_ready():
-                return
-            time.sleep(LOOK_INTERVAL)
-        self.kill()
-        raise RuntimeError(f"Kafka did not start:\n{self.log[-4000:]}")
+    def _is_ready(self) -> bool:
+        return self._node.is_ready()
 
 
 class KafkaCluster:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ from types import TracebackType
 from typing import Self
 
 from tailrace._ports import choose_port
-from tailrace._ties import tie_by_kernel
 from tailrace.errors import BrokerUnavailable
 from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
 
@@ -44,9 +41,7 @@ class RedisServer(ServerProcess):
         binary: str | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self.directory = directory
-        self.port = 0
+        super().__init__(directory)
         self.config = config
         self._settings = settings
         self._binary = binary or find_binary()
@@ -57,12 +52,6 @@ class RedisServer(ServerProcess):
         """`redis://127.0.0.1:port`, without credentials."""
         return f"redis://{HOST}:{self.port}"
 
-    @property
-    def log(self) -> str:
-        """What the server wrote."""
-        path = self.directory / "server.log"
-        return path.read_text("utf-8", "replace") if path.exists() else ""
-
     def _spawn(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.port = self.port or choose_port(None, None)
@@ -72,27 +61,16 @@ class RedisServer(ServerProcess):
                 f"port {self.port}\nbind {HOST}\nlogfile server.log\n{self._settings}{self.config}\n",
                 encoding="utf-8",
             )
-        # The tie fires when the thread that starts the server ends, so only the main thread's may be used.
-        tied = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
         self._process = subprocess.Popen(
             [self._binary, path.name, *self._arguments],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=tie_by_kernel() if tied else None,  # noqa: PLW1509 - one call that takes no lock
+            preexec_fn=self._tie(),  # noqa: PLW1509 - one call that takes no lock
         )
 
-    def _await_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline and self.running:
-            if self._answers():
-                return
-            time.sleep(LOOK_INTERVAL)
-        self.kill()
-        raise RuntimeError(f"{self._binary} did not start:\n{self.log[-4000:]}")
-
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         """Whether it takes requests: it says PONG, or that a password is missing, but not that it is loading."""
         answer = self.ask("PING")
         return answer.startswith((b"+PONG", b"-NOAUTH", b"-DENIED"))

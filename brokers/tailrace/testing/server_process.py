@@ -5,25 +5,59 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tailrace._ties import tie_by_kernel
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0
 
 
 class ServerProcess:
-    """What all servers share. A subclass's ``_spawn`` sets ``_process``, and its ``_await_ready`` returns when that
-    takes connections, or raises RuntimeError with its log. It keeps its port, so that clients find it again."""
+    """What all servers share: each has its data and its ``server.log`` in ``directory``. A subclass's ``_spawn`` sets
+    ``_process``, and its ``_is_ready`` says whether that takes connections. It chooses its ``port`` at the first start
+    and keeps it, so that clients find it again."""
 
-    def __init__(self) -> None:
+    look_interval = 0.01
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def _spawn(self) -> None:
         raise NotImplementedError
 
-    def _await_ready(self) -> None:
+    def _is_ready(self) -> bool:
         raise NotImplementedError
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self.running:
+            if self._is_ready():
+                return
+            time.sleep(self.look_interval)
+        self.kill()
+        raise RuntimeError(f"{type(self).__name__} in {self.directory} did not start:\n{self.log[-4000:]}")
+
+    @staticmethod
+    def _tie() -> Callable[[], None] | None:
+        """What a new process runs first, to end with this one."""
+        # The tie fires when the thread that starts the server ends, so only the main thread's may be used.
+        tied = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+        return tie_by_kernel() if tied else None
+
+    @property
+    def log(self) -> str:
+        """What the server wrote, over all its starts."""
+        path = self.directory / "server.log"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
 
     @property
     def pid(self) -> int:

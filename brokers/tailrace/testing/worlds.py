@@ -12,7 +12,7 @@ from typing import Protocol
 from tailrace.contracts import Capabilities, RunQueue
 from tailrace.fold import State, fold
 from tailrace.jetstream import JetStream, JetStreamOptions, open_jetstream
-from tailrace.log import Beats, Log
+from tailrace.log import Beats, Broker, Log
 from tailrace.members import Membership
 from tailrace.memory import MemoryBeats, MemoryBroker, MemoryLog
 from tailrace.model import Limits
@@ -38,12 +38,6 @@ class World(Protocol):
         """Close every store, and the rest."""
 
 
-class Closing(Protocol):
-    """A broker's connection."""
-
-    async def close(self) -> None: ...
-
-
 class WorldOfStores:
     """What the worlds share. `store` makes its store by `_start`."""
 
@@ -52,7 +46,7 @@ class WorldOfStores:
         self.stores: list[LogStore] = []
 
     async def _start(
-        self, log: Log, beats: Beats, runs: RunQueue, limits: Limits | None, broker: Closing | None
+        self, log: Log, beats: Beats, runs: RunQueue, limits: Limits | None, broker: Broker | None
     ) -> LogStore:
         store = LogStore(
             log,
@@ -92,17 +86,18 @@ class MemoryWorld(WorldOfStores):
         return await MemoryLog(self.broker).read(stream_id)
 
 
-class JetStreamWorld(WorldOfStores):
-    """Stores on the nats-server at ``url``. Ids must be the test's own: the server may serve others."""
+class BrokerWorld(WorldOfStores):
+    """Stores on a real broker, each with connections of its own. A subclass's ``_open`` makes one's."""
 
-    def __init__(self, url: str, lease_ttl: float = 0.5, options: JetStreamOptions | None = None) -> None:
+    def __init__(self, lease_ttl: float) -> None:
         super().__init__(lease_ttl)
-        self.url = url
-        self.options = options or JetStreamOptions(shards=4)
-        self._observer: asyncio.Task[JetStream] | None = None
+        self._observer: asyncio.Task[Broker] | None = None
+
+    async def _open(self) -> Broker:
+        raise NotImplementedError
 
     async def store(self, plan: FaultPlan | None = None, *, limits: Limits | None = None) -> LogStore:
-        broker = await open_jetstream(self.url, options=self.options)
+        broker = await self._open()
         if plan is None:
             return await self._start(broker.log, broker.beats, broker.runs, limits, broker)
         log, beats = FaultyLog(broker.log, plan), FaultyBeats(broker.beats, plan)
@@ -110,13 +105,25 @@ class JetStreamWorld(WorldOfStores):
 
     async def records(self, stream_id: str) -> list[Stored]:
         if self._observer is None:
-            self._observer = asyncio.create_task(open_jetstream(self.url, options=self.options))
+            self._observer = asyncio.create_task(self._open())
         return await (await self._observer).log.read(stream_id)
 
     async def close(self) -> None:
         await super().close()
         if self._observer is not None:
             await (await self._observer).close()
+
+
+class JetStreamWorld(BrokerWorld):
+    """Stores on the nats-server at ``url``. Ids must be the test's own: the server may serve others."""
+
+    def __init__(self, url: str, lease_ttl: float = 0.5, options: JetStreamOptions | None = None) -> None:
+        super().__init__(lease_ttl)
+        self.url = url
+        self.options = options or JetStreamOptions(shards=4)
+
+    async def _open(self) -> JetStream:
+        return await open_jetstream(self.url, options=self.options)
 
 
 def replay(records: list[Stored]) -> tuple[State, list[bytes]]:
