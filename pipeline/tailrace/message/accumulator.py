@@ -43,7 +43,8 @@ from tailrace.message.chunks import (
 )
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import InvalidUpdate
-from tailrace.message.growing import GrowingArgs, GrowingText
+from tailrace.message.growing import GrowingText
+from tailrace.message.growing_args import GrowingArgs
 from tailrace.message.ids import NewId
 from tailrace.message.message import (
     ARGS_COMPLETE,
@@ -267,7 +268,7 @@ class AssistantMessageAccumulator:
 
     def _update_state(self, chunk: UpdateStateChunk) -> Message:
         self._state.append(chunk.operations)
-        return self._described(unstable_state=self._state.state)
+        return self._described()
 
     def _step_start(self, chunk: StepStartChunk) -> Message:
         return self._described(steps=self.message.metadata.steps.append(Step("started", chunk.message_id)))
@@ -281,12 +282,16 @@ class AssistantMessageAccumulator:
         return self._described(steps=steps.set(len(steps) - 1, step) if started else steps.append(step))
 
     def _described(self, **changes: Any) -> Message:
-        return replace(self.message, metadata=replace(self.message.metadata, **changes))
+        return self._with_metadata(self.message, **changes)
+
+    def _with_metadata(self, message: Message, **changes: Any) -> Message:
+        metadata = replace(message.metadata, unstable_state=self._state.tree, **changes)  # so that `replace` reads none
+        return replace(message, metadata=metadata)
 
     def _timed(self, message: Message) -> Message:
         tokens = self._final_tokens if self._final_tokens > 0 else self._step_tokens
         timing = self._timing.timing(tokens, self._text_length)
-        return replace(message, metadata=replace(message.metadata, timing=timing))
+        return self._with_metadata(message, timing=timing)
 
 
 _HANDLERS: Final[dict[type, Callable[[AssistantMessageAccumulator, Any], Message]]] = {

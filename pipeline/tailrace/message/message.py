@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from tailrace.message.chunks import UNDEFINED, DataInit, FileInit, Json, SourceInit, Undefined
-from tailrace.message.growing import GrowingArgs, GrowingText
+from tailrace.message.growing import GrowingText
+from tailrace.message.growing_args import GrowingArgs
+from tailrace.message.growing_state import WhenRead
 from tailrace.message.vector import Vector
 
 StatusType: TypeAlias = Literal["running", "requires-action", "complete", "incomplete"]
@@ -173,11 +175,11 @@ class Step:
         )
 
 
-@dataclass(slots=True)
+@dataclass
 class Metadata:
     """What belongs to the message as a whole. ``timing`` is there once the message has stopped running."""
 
-    unstable_state: Json = None
+    unstable_state: Json = WhenRead()  # noqa: RUF009
     unstable_data: Vector[Json] = field(default_factory=Vector)
     unstable_annotations: Vector[Json] = field(default_factory=Vector)
     steps: Vector[Step] = field(default_factory=Vector)

@@ -13,19 +13,20 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tailrace.message.dialect import NEWEST, Dialect
+from tailrace.message.growing_state import WhenRead
 from tailrace.message.state import StateAccumulator
 from tailrace.message.values import UNDEFINED, Json, Undefined
 
 
-@dataclass(slots=True)
+@dataclass
 class ObjectChunk:
     """The state after ``operations``, each ``{"type": "set" | "append-text", "path", "value"}``."""
 
-    snapshot: Json
-    operations: list[Json]
+    snapshot: Json = WhenRead()  # noqa: RUF009
+    operations: list[Json] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Json]:
         return {"snapshot": self.snapshot, "operations": self.operations}
@@ -52,7 +53,7 @@ class ObjectStreamController:
     def enqueue(self, operations: Sequence[Mapping[str, Json]]) -> None:
         """Applies the operations and writes them as one chunk. Raises InvalidUpdate."""
         self._state.append(operations)
-        self._emit(ObjectChunk(self._state.state, list(operations)))
+        self._emit(ObjectChunk(self._state.tree, list(operations)))
 
     def set(self, path: Sequence[str], value: Json) -> None:
         """Puts a value at the path; ``[]`` is the whole state. Raises InvalidUpdate."""

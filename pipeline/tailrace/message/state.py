@@ -2,7 +2,8 @@
 
 Rules:
 
-- A new state shares what an operation did not touch with the old one.
+- A new state shares what an operation did not touch with the old one, and the beginning of a text that it adds to:
+  n operations cost n times one, and a state's long texts are joined when it is read.
 - A missing container on the way becomes an object. An array takes an index of its own or the next one.
 - ``__proto__``, ``constructor`` and ``prototype`` are refused in a path, in both dialects (in 0.3.15 an array refuses
   them in the words for what is no index).
@@ -19,13 +20,22 @@ from typing import Final
 from tailrace.message.chunks import UNDEFINED, Json
 from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.errors import InvalidUpdate
+from tailrace.message.growing import GrowingText
+from tailrace.message.growing_state import Place, Tree, child, container_of, longer, plain, with_child
 
 MAX_PATH: Final = 256
 UNSAFE: Final = frozenset(("__proto__", "constructor", "prototype"))
 
+_PATHS: Final = (list, tuple)
+_KEYS: Final = (str, int)
+_TEXTS: Final = (str, GrowingText)
+
 
 class StateAccumulator:
-    """Applies operations, one after another. ``state`` is the state after the last."""
+    """Applies operations, one after another.
+
+    ``tree`` is the state after the last one, for an attribute that is `WhenRead`; ``state`` is it as plain values.
+    """
 
     def __init__(
         self,
@@ -35,53 +45,55 @@ class StateAccumulator:
         dialect: Dialect = NEWEST,
         drop: Callable[[str], object] = lambda message: None,
     ) -> None:
-        self.state = state
+        self.tree: Tree = state
         self._strict = strict or dialect == LEGACY
         self._legacy = dialect == LEGACY
         self._index = _loose_index if dialect == LEGACY else _exact_index
         self._drop = drop
 
+    @property
+    def state(self) -> Json:
+        """The state after the last operation. Do not change it: other states share its parts."""
+        return plain(self.tree)
+
     def append(self, operations: Iterable[Mapping[str, Json]]) -> None:
         """Applies operations. Strict: raises InvalidUpdate at the first that does not fit, and changes nothing."""
-        state = self.state
+        tree = self.tree
         for operation in operations:
             try:
-                state = self._apply(state, operation)
+                tree = self._apply(tree, operation)
             except InvalidUpdate as error:
                 if self._strict:
                     raise
                 self._drop(f"Skipped unappliable gorp operation: Error: {error}")
-        self.state = state
+        self.tree = tree
 
-    def _apply(self, state: Json, operation: Mapping[str, Json]) -> Json:
-        kind = operation.get("type")
-        path, value = operation.get("path"), operation.get("value", UNDEFINED)
+    def _apply(self, tree: Tree, operation: Mapping[str, Json]) -> Tree:
+        kind, value = operation.get("type"), operation.get("value", UNDEFINED)
+        if kind not in ("set", "append-text"):
+            raise InvalidUpdate(f"Invalid operation type: {'undefined' if 'type' not in operation else kind}")
+        path = _checked(operation.get("path"))
         if kind == "set":
-            return self._update(state, _checked(path), lambda old: value)
-        if kind == "append-text":
-            return self._update(state, _checked(path), lambda old: _appended(old, value, _checked(path)))
-        raise InvalidUpdate(f"Invalid operation type: {'undefined' if 'type' not in operation else kind}")
+            return self._update(tree, path, lambda old: value)
+        return self._update(tree, path, lambda old: _appended(old, value, path))
 
-    def _update(self, state: Json, path: Sequence[Json], change: Callable[[Json], Json]) -> Json:
-        frames: list[tuple[dict[str, Json] | list[Json], str | int | None]] = []
+    def _update(self, tree: Tree, path: Sequence[Json], change: Callable[[Tree], Tree]) -> Tree:
+        frames: list[tuple[Tree, Place | None]] = []
         for depth, segment in enumerate(path):
-            state = {} if state is None or state is UNDEFINED else state
+            tree = {} if tree is None or tree is UNDEFINED else tree
+            container = tree if isinstance(tree, dict) else container_of(tree)
             key = str(segment)
-            if not isinstance(state, dict | list):
+            if container is None:
                 raise InvalidUpdate(f"Invalid path: {_brackets(path[depth:])}")
-            if key in UNSAFE and not (self._legacy and isinstance(state, list)):
+            if key in UNSAFE and not (self._legacy and isinstance(container, list)):
                 raise InvalidUpdate(f"Unsafe gorp path segment: {key}")
-            if isinstance(state, list):
-                index = self._in_array(key, state, path[depth:])
-                frames.append((state, index))
-                state = state[index] if index is not None and index < len(state) else UNDEFINED
-            else:
-                frames.append((state, key))
-                state = state.get(key, UNDEFINED)
-        state = change(state)
-        for container, at in reversed(frames):
-            state = _with(container, at, state)
-        return state
+            place = self._in_array(key, container, path[depth:]) if isinstance(container, list) else key
+            frames.append((tree, place))
+            tree = child(tree, place)
+        tree = change(tree)
+        for above, place in reversed(frames):
+            tree = with_child(above, place, tree)
+        return tree
 
     def _in_array(self, key: str, array: list[Json], rest: Sequence[Json]) -> int | None:
         index = self._index(key)
@@ -92,28 +104,19 @@ class StateAccumulator:
         if index > len(array):
             self._drop(f"Clamped out-of-bounds gorp array index {key} to {len(array)}")
             return len(array)
-        return int(index) if index == int(index) else None
+        return int(index) if index == int(index) else None  # a fraction names no item, and JavaScript's JSON hides it
 
 
-def _with(container: dict[str, Json] | list[Json], at: str | int | None, value: Json) -> Json:
-    if isinstance(container, dict):
-        return {**container, at: value}
-    if at is None:  # a fraction names no item, and JavaScript's JSON does not show it
-        return list(container)
-    assert isinstance(at, int)
-    return [*container[:at], value, *container[at + 1 :]]
-
-
-def _appended(old: Json, value: Json, path: Sequence[Json]) -> str:
-    if not isinstance(old, str):
+def _appended(old: Tree, value: Json, path: Sequence[Json]) -> str | GrowingText:
+    if not isinstance(old, _TEXTS):
         raise InvalidUpdate(f"Expected string at path {_brackets(path)}")
     if not isinstance(value, str):
         raise InvalidUpdate("The value of append-text is a string")
-    return old + value
+    return longer(old, value)
 
 
 def _checked(path: Json) -> Sequence[Json]:
-    if not isinstance(path, list | tuple) or not all(isinstance(segment, str | int) for segment in path):
+    if not isinstance(path, _PATHS) or not all(isinstance(segment, _KEYS) for segment in path):
         raise InvalidUpdate("An operation's path is a list of keys")
     if len(path) > MAX_PATH:
         raise InvalidUpdate(f"An operation's path is longer than {MAX_PATH} keys")

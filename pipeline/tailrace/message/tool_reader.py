@@ -27,10 +27,10 @@ from typing import TypeAlias
 
 from tailrace.message.chunks import UNDEFINED, Json
 from tailrace.message.errors import ToolCallEnded
-from tailrace.message.growing import GrowingArgs
+from tailrace.message.growing_args import GrowingArgs
 from tailrace.message.partial_json import PartialJson
 from tailrace.message.tool_call import ToolResponse
-from tailrace.wire.jsjson import join_surrogates
+from tailrace.message.utf16 import join_surrogates
 
 Key: TypeAlias = str | int
 

@@ -24,6 +24,7 @@ from json.encoder import encode_basestring
 from typing import Final, NoReturn
 
 from tailrace.message.chunks import UNDEFINED, Json
+from tailrace.message.utf16 import join_surrogates as join_surrogates
 from tailrace.wire.errors import InvalidJson, JsonTooDeep, NotJson
 
 MAX_DEPTH: Final = 256
@@ -65,11 +66,6 @@ def well_formed(text: str) -> str:
     if text.isascii() or not _SURROGATE.search(text):
         return text
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", join_surrogates(text))
-
-
-def join_surrogates(text: str) -> str:
-    """Joins a high and a low surrogate that stand side by side into their character, as UTF-16 strings do."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def number(value: float) -> str:

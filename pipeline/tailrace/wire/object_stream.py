@@ -111,7 +111,7 @@ class ObjectStreamDecoder(BaseDecoder[ObjectChunk]):
             self._state.append(operations)
         except InvalidUpdate as error:
             raise InvalidStream(error.message) from error
-        self._out.append(ObjectChunk(self._state.state, operations))
+        self._out.append(ObjectChunk(self._state.tree, operations))
 
 
 DECODERS: Final[Mapping[str, Callable[..., ObjectStreamDecoder]]] = MappingProxyType(
