@@ -123,7 +123,7 @@ async def test_the_handler_of_the_bytes_writes_them() -> None:
 
 
 def test_the_index_runs_and_names_the_depth() -> None:
-    assert len(python(INDEX)) == 1
+    assert len(python(INDEX)) == 2
     assert f"deeper than {MAX_DEPTH} levels" in INDEX.read_text(encoding="utf-8")
     with pytest.raises(JsonTooDeep):
         parse("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
