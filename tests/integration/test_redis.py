@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tailrace._ports import choose_port
 from tailrace.connect import StoreOptions, connect
 from tailrace.errors import (
     BrokerError,
@@ -276,7 +277,9 @@ async def test_a_replica_and_a_sentinel_are_no_masters(tmp_path: Path, server: R
         assert "is a Sentinel" in await refusal(sentinel.url, BrokerUnsuitable)
         url = f"redis+sentinel://127.0.0.1:{sentinel.port}/nobody"
         assert "nobody" in await refusal(url, BrokerUnavailable)
-    with RedisServer(tmp_path / "cluster", config="cluster-enabled yes") as cluster:
+    # by itself, it would listen on another port for the cluster that may be taken
+    config = f"cluster-enabled yes\ncluster-port {choose_port(None, None)}"
+    with RedisServer(tmp_path / "cluster", config=config) as cluster:
         assert "is a cluster" in await refusal(cluster.url, BrokerUnsuitable)
 
 
