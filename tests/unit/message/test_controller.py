@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,118 +18,28 @@ from tailrace.message.chunks import (
     SourceInit,
     TextDeltaChunk,
     chunk_from_json,
-    part_from_json,
 )
 from tailrace.message.controller import AssistantStreamController, describe, drive
 from tailrace.message.dialect import Dialect
 from tailrace.message.errors import AnswerClosed, PartClosed, UnknownPart
 from tailrace.message.ids import id_maker
-from tailrace.message.merge import Merge
 from tailrace.message.tool_call import ToolResponse
 from tailrace.message.values import JsonObject
 from tailrace.wire.jsjson import parse, stringify
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "differential"))
+
+from player import Boom, Player
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PROGRAMS: list[Any] = parse(gzip.decompress((GOLDEN / "messages.json.gz").read_bytes()).decode())["programs"]
 DIALECTS: tuple[Dialect, ...] = ("0.3.44", "0.3.15")
 
 
-class Boom(Exception):
-    reported_as = "Error"
-
-
-class Reference:
-    """Runs programs as the reference was run: all that run at once take a step in turn."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.turns: deque[Iterator[None]] = deque()
-
-    def chunks(self, prog: list[Any]) -> list[Chunk]:
-        out: list[Chunk] = []
-        self.start(prog, out.append, lambda: None)
-        while self.turns:
-            turn = self.turns.popleft()
-            if next(turn, self) is not self:
-                self.turns.append(turn)
-        return out
-
-    def start(self, prog: list[Any], emit: Callable[[Chunk], None], ended: Callable[[], None]) -> None:
-        controller = AssistantStreamController(emit, new_id=lambda: "0000000", dialect=self.dialect)
-        turn = self.play(prog, controller, ended)
-        if next(turn, self) is not self:
-            self.turns.append(turn)
-
-    def play(self, prog: list[Any], controller: AssistantStreamController, ended: Callable[[], None]) -> Iterator[None]:
-        merges: list[Merge] = []
-
-        def merged(merge: Merge) -> None:
-            merge.close()
-            merges.remove(merge)
-
-        try:
-            handles: dict[str, Any] = {}
-            for op, *args in prog:
-                if op == "merge":
-                    merge = controller.merging()
-                    merges.append(merge)
-                    self.start(args[0], merge.push, partial(merged, merge))
-                else:
-                    call(controller, handles, op, args)
-                yield
-        except Exception as error:  # noqa: BLE001
-            if not controller.closed:
-                controller.enqueue(chunk_from_json({"type": "error", "path": [], "error": describe(error)}))
-        controller.close()
-        while merges:
-            yield
-        controller.finish()
-        ended()
-
-
-def call(controller: AssistantStreamController, handles: dict[str, Any], op: str, args: list[Any]) -> None:
-    first, *more = args or [None]
-
-    def under(at: int) -> AssistantStreamController:
-        return controller.with_parent_id(more[at]) if len(more) > at else controller
-
-    match op:
-        case "appendText":
-            under(0).append_text(first)
-        case "appendReasoning":
-            under(0).append_reasoning(first)
-        case "appendSummary" if controller._state.dialect == "0.3.15":
-            under(1).append_reasoning(first)
-        case "appendSummary":
-            under(1).append_reasoning(first, summary=more[0])
-        case "textPart":
-            handles[first] = under(0).add_text_part()
-        case "reasoningPart":
-            handles[first] = under(0).add_reasoning_part()
-        case "append":
-            handles[first].append(more[0])
-        case "toolPart":
-            init = {"tool_call_id": "toolCallId", "args_text": "argsText", "args": "args", "response": "response"}
-            options = {name: more[0][key] for name, key in init.items() if key in more[0]}
-            handles[first] = under(1).add_tool_call_part(more[0]["toolName"], **options)
-        case "args":
-            handles[first].args.append(more[0])
-        case "argsClose":
-            handles[first].args.close()
-        case "response":
-            handles[first].set_response(more[0])
-        case "close":
-            handles[first].close()
-        case "source" | "file" | "data":
-            getattr(under(0), f"append_{op}")(part_from_json(first))
-        case "enqueue":
-            controller.enqueue(chunk_from_json(first))
-        case "end":
-            controller.close()
-        case "throw":
-            raise Boom(first)
-        case _:
-            raise AssertionError(op)
+def played(dialect: Dialect, prog: list[Any]) -> list[Chunk]:
+    out: list[Chunk] = []
+    Player(dialect).play(prog, out)
+    return out
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -139,7 +48,7 @@ def test_every_program(dialect: Dialect) -> None:
     wrong = []
     for number, case in enumerate(PROGRAMS):
         expected = stringify(case[dialect]["chunks"])
-        got = stringify([chunk.to_json() for chunk in Reference(dialect).chunks(case["prog"])])
+        got = stringify([chunk.to_json() for chunk in played(dialect, case["prog"])])
         if got != expected:
             wrong.append((number, case["prog"], expected, got))
     assert not wrong, (len(wrong), wrong[0])
@@ -152,7 +61,7 @@ def test_the_golden_programs(dialect: Dialect) -> None:
     for case in cases:
         recorded = case["quiesced"]["chunks"]
         assert recorded["error"] is None
-        got = [chunk.to_json() for chunk in Reference(dialect).chunks(case["prog"])]
+        got = [chunk.to_json() for chunk in played(dialect, case["prog"])]
         assert stringify(got) == stringify(recorded["out"]), case["name"]
 
 
