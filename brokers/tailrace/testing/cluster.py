@@ -10,10 +10,10 @@ import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from tailrace.testing.servers import HOST, NatsServer
+from tailrace.testing.server_process import HOST, Killed
+from tailrace.testing.servers import NatsServer
 
 SIZE, SHARDS = 3, 4
 PATIENCE = 60.0  # seconds for an election, with all else that the machine does
@@ -22,7 +22,7 @@ NAME = "tailrace-test"
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy that the environment names
 
 
-class NatsCluster:
+class NatsCluster(Killed):
     """A cluster with its data in ``directory``: as one broker, and its leader alone (`kill_leader`). `start` brings
     back whoever is away."""
 
@@ -120,14 +120,6 @@ class NatsCluster:
         except (OSError, ValueError):
             return {}
         return told
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
 
 def _free_ports(count: int) -> list[int]:

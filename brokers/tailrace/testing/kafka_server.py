@@ -10,13 +10,12 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tailrace._ports import choose_port
 from tailrace.kafka_local import metadata
 from tailrace.kafka_local.node import Node, new_cluster_id
-from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
+from tailrace.testing.server_process import HOST, START_TIMEOUT, Killed, ServerProcess
 
 LOOK_INTERVAL = 0.05
 
@@ -80,7 +79,7 @@ class KafkaServer(ServerProcess):
         return self._node.is_ready()
 
 
-class KafkaCluster:
+class KafkaCluster(Killed):
     """``size`` Kafka nodes that know each other, in folders of ``directory``: as one broker, and the leader of a
     partition alone. `start` (or ``with``) runs the nodes that do not run."""
 
@@ -165,11 +164,3 @@ class KafkaCluster:
         """SIGCONT for all nodes."""
         for node in self.nodes:
             node.resume()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()

@@ -8,12 +8,11 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tailrace._ports import choose_port
 from tailrace.errors import BrokerUnavailable
-from tailrace.testing.server_process import HOST, START_TIMEOUT, ServerProcess
+from tailrace.testing.server_process import HOST, START_TIMEOUT, Killed, ServerProcess
 
 LOOK_INTERVAL = 0.01
 SETTINGS = 'save ""\nappendonly yes\nappendfsync everysec\nrepl-diskless-sync-delay 0\n'
@@ -86,7 +85,7 @@ class RedisServer(ServerProcess):
             return b""
 
 
-class RedisSentinels:
+class RedisSentinels(Killed):
     """A master, a replica and three sentinels in folders of ``directory``; `start` (or ``with``) runs them."""
 
     service = "tailrace"
@@ -151,11 +150,3 @@ class RedisSentinels:
         """SIGKILL all that run."""
         for server in (*self.sentinels, *self.servers):
             server.kill()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()

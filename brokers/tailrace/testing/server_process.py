@@ -19,7 +19,27 @@ HOST = "127.0.0.1"
 START_TIMEOUT = 60.0
 
 
-class ServerProcess:
+class Killed:
+    """What ``with`` starts and kills."""
+
+    def start(self) -> Self:
+        """Run what does not run, and return when it takes connections."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """SIGKILL for all that runs."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+class ServerProcess(Killed):
     """What all servers share: each has its data and its ``server.log`` in ``directory``. A subclass's ``_spawn`` sets
     ``_process``, and its ``_is_ready`` says whether that takes connections. It chooses its ``port`` at the first start
     and keeps it, so that clients find it again."""
@@ -111,11 +131,3 @@ class ServerProcess:
     def resume(self) -> None:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
