@@ -29,7 +29,7 @@ def encode_command(command: Command) -> tuple[dict[str, str], bytes]:
 def decode_command(headers: Mapping[str, str] | None, data: bytes) -> Command:
     """Read what `encode_command` wrote. Raises `UnsupportedRecord` for a newer version, else `CorruptRecord`."""
     version = (headers or {}).get(HEADER, "")
-    if version.isdecimal() and int(version) > VERSION:
+    if version.isdecimal() and len(version) < 20 and int(version) > VERSION:
         raise UnsupportedRecord(f"A command of format version {version}; this process reads up to {VERSION}")
     try:
         if headers is None or int(version) != VERSION:
@@ -46,5 +46,5 @@ def decode_command(headers: Mapping[str, str] | None, data: bytes) -> Command:
             policy=str(meta["policy"]),
             id=str(meta["id"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptRecord(f"A command that cannot be read ({type(error).__name__})") from error

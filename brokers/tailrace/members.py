@@ -105,7 +105,7 @@ class Membership:
             member_id, number = str(body["id"]), int(body["n"])
             info = MemberInfo(member_id, dict(body["handlers"]), int(body["slots"]), str(body["host"]))
             quiet = [(str(key), int(position)) for key, position in body["quiet"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             logger.warning("a heartbeat that cannot be read: %s", type(error).__name__)
             return
         self._liveness.heard(member_id, time_ms, goodbye=bool(body.get("bye")))

@@ -285,7 +285,7 @@ async def test_claims_trimmed_between_a_winner_and_its_loser_elect_the_same_owne
     life = await Life(winner, unique).begin(b"a", b"b")
     place = winner.names.all_claims[0]
     before = await winner.connection.end(place)
-    await loser.claims.open(unique, start, 0)  # too late: it writes no claim
+    await loser.claims.open(unique, start)  # too late: it writes no claim
     await life.put(word(life.state, unique, b"c"))
     await trim(winner, place, before)
     fresh = await stack.enter_async_context(opened(server, options))
@@ -345,7 +345,7 @@ async def test_records_without_their_claim_are_a_trimmed_stream(
 async def test_a_process_that_died_before_its_claim_leaves_the_id_free(
     broker: Kafka, other: Kafka, unique: str
 ) -> None:
-    await broker.claims.open(unique, (await broker.connection.ends([broker.names.records(unique)]))[0], 0)
+    await broker.claims.open(unique, (await broker.connection.ends([broker.names.records(unique)]))[0])
     await broker.close()
     assert await other.log.last(unique) is None
     life = await Life(other, unique).begin(b"a")

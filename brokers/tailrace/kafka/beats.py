@@ -45,8 +45,8 @@ class KafkaBeats:
 
         feed = await self._feeds.follow(self._place, take, lost)
         # nothing is lost while the broker is away, but nothing is heard: nobody may be judged by that silence
-        self._feeds.on_back.append(uncertain)
-        return FollowingBeats(self._feeds, feed, uncertain)
+        feed.on_back = uncertain
+        return FollowingBeats(self._feeds, feed)
 
     async def recent(self) -> list[tuple[int, bytes]]:
         end = await self._connection.end(self._place)
@@ -61,12 +61,9 @@ class KafkaBeats:
 class FollowingBeats:
     """What `KafkaBeats.follow` made."""
 
-    def __init__(self, feeds: Feeds, feed: Feed, uncertain: Callable[[], None]) -> None:
+    def __init__(self, feeds: Feeds, feed: Feed) -> None:
         self._feeds = feeds
         self._feed = feed
-        self._uncertain = uncertain
 
     async def close(self) -> None:
         self._feeds.drop(self._feed)
-        if self._uncertain in self._feeds.on_back:
-            self._feeds.on_back.remove(self._uncertain)

@@ -8,7 +8,8 @@ any of them leads to the same claim, and the first one is used. A claim is sent 
 Copies of endings and of what freed an id follow, written by whoever sees that they are missing, and where a seal's
 segments are. Every process reads this topic from its beginning before it is ready, and follows it.
 
-    {"k":"open","start":OFFSET,"base":POSITION,"keep":MS}   nothing of the stream before; forget it after that time
+    {"k":"open","start":OFFSET,"base":POSITION,"keep":MS}   nothing of the stream before; forget it after that time;
+                                                            with a copy (below) of what is at ``base``
     {"k":"seal","inc":INCARNATION,"at":[OFFSET…]}           where its segments are
     (an ending's or a tombstone's own headers, and Tailrace-At: POSITION;MS)   a copy
 
@@ -19,7 +20,10 @@ Rules.
   its opening stored before, and is seen. So even an opening that came too late tells the truth, and where the older
   ones are gone (the topic's head was trimmed) it leads to the same owner.
 - The topic is never compacted: age alone removes what is so old that its stream is over. What is that old is forgotten
-  here too, and a later opening replaces it.
+  here too (`forgotten` hears of it), and a later opening replaces it.
+- So an opening must not be much older than its life. One that nobody used at once is stored anew before a claim, and
+  the young one counts. And it brings what freed the id along: that record may be as old as it likes.
+- Whatever a stranger stores here is skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka.protocol.offset import OffsetResetStrategy
@@ -45,6 +49,8 @@ from tailrace.model import Incarnation
 from tailrace.records import Stored, decode, encode
 
 AT = "Tailrace-At"
+FRESH_MS = 600_000  # how old an opening may be for a claim: far less than what retention leaves beyond the longest life
+_FOREIGN = (RecordError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +103,7 @@ class Claims:
         self._entries: dict[str, Entry] = {}
         self._followed: list[Feed] = []
         self._writing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self.forgotten: Callable[[str], None] = lambda stream_id: None
         self.alive = 0
         self.skipped = 0
 
@@ -154,9 +161,18 @@ class Claims:
 
     # --- what is written
 
-    async def open(self, stream_id: str, start: int, base: int) -> None:
-        """Store an opening. Raises `BrokerUnavailable`."""
-        await self._write(stream_id, _json({"k": "open", "start": start, "base": base, "keep": self._keep_ms}), [])
+    def is_open(self, stream_id: str, base: int) -> bool:
+        """Whether there is an opening for a claim behind ``base`` now."""
+        entry = self._entries.get(stream_id)
+        if entry is None or entry.gone is not None or entry.base != base:
+            return False
+        return entry.keep_ms - self._keep_ms + FRESH_MS >= self._connection.clock.now_ms
+
+    async def open(self, stream_id: str, start: int, before: Stored | None = None) -> None:
+        """Store an opening for the life behind ``before``, the stream's last record. Raises `BrokerUnavailable`."""
+        base = before.position if before is not None else 0
+        value = _json({"k": "open", "start": start, "base": base, "keep": self._keep_ms})
+        await self._write(stream_id, value, _copy(before) if before is not None else [])
 
     async def seal(self, stream_id: str, incarnation: Incarnation, offsets: Sequence[int]) -> None:
         """Store where a seal's segments are. Raises `BrokerUnavailable`."""
@@ -174,15 +190,9 @@ class Claims:
         key = (stored.record.stream_id, stored.position)
         task = self._writing.get(key)
         if task is None:
-            task = self._writing[key] = asyncio.create_task(self._copy(stored))
+            task = self._writing[key] = asyncio.create_task(self._write(stored.record.stream_id, b"", _copy(stored)))
             task.add_done_callback(lambda done: self._copied(key, done))
         await asyncio.shield(task)
-
-    async def _copy(self, stored: Stored) -> None:
-        headers, _ = encode(stored.record)
-        found = [(name, value.encode()) for name, value in headers.items()]
-        found.append((AT, b"%d;%d" % (stored.position, stored.time_ms)))
-        await self._write(stored.record.stream_id, b"", found)
 
     def _copied(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
         self._writing.pop(key, None)
@@ -203,7 +213,7 @@ class Claims:
         for raw in batch.records:
             try:
                 self._note(raw)
-            except (RecordError, ValueError, KeyError, TypeError) as error:
+            except _FOREIGN as error:
                 self.skipped += 1
                 if self.skipped == 1:
                     _log.warning("Skipped a message among the claims, at %d: %s", raw.offset, error)
@@ -217,33 +227,36 @@ class Claims:
             if entry.keep_ms >= now_ms:
                 return
             self._forget(stream_id, entry)
+            self.forgotten(stream_id)
 
     def _note(self, raw: Raw) -> None:
         stream_id = (raw.key or b"").decode()
         entry = self._entries.get(stream_id)
         if entry is not None and entry.keep_ms < raw.timestamp:
             self._forget(stream_id, entry)
+            self.forgotten(stream_id)
             entry = None
+        copy = _copied(raw, stream_id)
         if raw.value:
             body = json.loads(raw.value)
             if body["k"] == "open":
-                self._opened(stream_id, entry, int(body["start"]), int(body["base"]), raw.timestamp + int(body["keep"]))
+                new = Entry(int(body["start"]), int(body["base"]), raw.timestamp + int(body["keep"]))
+                new.before = copy if copy is not None and copy.position == new.base else None
+                self._opened(stream_id, entry, new)
             elif body["k"] == "seal" and entry is not None and entry.gone is None:
                 seals = entry.seals = entry.seals or {}
                 seals.setdefault(str(body["inc"]), [int(offset) for offset in body["at"]])
-            return
-        headers = texts(raw)
-        position, _, time_ms = headers.pop(AT).partition(";")
-        lines = "\n".join([f"{name}:{value}" for name, value in headers.items()]).encode()
-        self._ended(stream_id, entry, Copy(int(position), int(time_ms), lines), raw.timestamp + self._keep_ms)
+        elif copy is not None:
+            self._ended(stream_id, entry, copy, raw.timestamp + self._keep_ms)
+        else:
+            raise CorruptRecord(f"A message without a value and the header {AT}")
 
-    def _opened(self, stream_id: str, entry: Entry | None, start: int, base: int, keep_ms: int) -> None:
-        if entry is not None and entry.base is not None and base <= entry.base:
-            return  # the same life, or an earlier one
-        new = Entry(start, base, keep_ms)
+    def _opened(self, stream_id: str, entry: Entry | None, new: Entry) -> None:
         if entry is not None:
+            if entry.base is not None and (new.base or 0) <= entry.base and not _renews(new, entry):
+                return  # the same life, or an earlier one
             for copy in (entry.before, entry.gone):
-                if copy is not None and copy.position == base:
+                if copy is not None and copy.position == new.base:
                     new.before = copy
             self._forget(stream_id, entry)
         self._entries[stream_id] = new
@@ -251,8 +264,6 @@ class Claims:
 
     def _ended(self, stream_id: str, entry: Entry | None, copy: Copy, keep_ms: int) -> None:
         record = copy.stored().record
-        if record.stream_id != stream_id:
-            raise CorruptRecord(f"A copy of {record.stream_id} under the key of another stream")
         if entry is None:  # its opening is gone, or never came: what is left begins with this record
             entry = self._entries[stream_id] = Entry(copy.position - 1, None, keep_ms)
             self.alive += 1
@@ -276,6 +287,34 @@ class Claims:
             task.cancel()
         if self._writing:
             await asyncio.wait(tuple(self._writing.values()))
+
+
+def _renews(new: Entry, entry: Entry) -> bool:
+    """Whether an opening takes the place of one for the same life, which nobody used as long as it was young."""
+    return (
+        new.base == entry.base and entry.end is None and entry.gone is None and new.keep_ms - entry.keep_ms > FRESH_MS
+    )
+
+
+def _copy(stored: Stored) -> Headers:
+    headers, _ = encode(stored.record)
+    found = [(name, value.encode()) for name, value in headers.items()]
+    found.append((AT, b"%d;%d" % (stored.position, stored.time_ms)))
+    return found
+
+
+def _copied(raw: Raw, stream_id: str) -> Copy | None:
+    """The copy that a message holds, if any. Raises `RecordError` or `ValueError` where it is none of this stream."""
+    headers = texts(raw)
+    at = headers.pop(AT, None)
+    if at is None:
+        return None
+    position, _, time_ms = at.partition(";")
+    lines = "\n".join([f"{name}:{value}" for name, value in headers.items()]).encode()
+    copy = Copy(int(position), int(time_ms), lines)
+    if (found := copy.stored().record.stream_id) != stream_id:
+        raise CorruptRecord(f"A copy of {found} under the key of another stream")
+    return copy
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -84,6 +84,7 @@ class Connection:
         self.library = client_options(options) | {"client_id": options.name, "bootstrap_servers": address.bootstrap}
         patience = options.fetch_wait + options.request_timeout
         self.closed = False
+        self.damaged = 0
         self._client = AIOKafkaClient(**self.library, request_timeout_ms=int(patience * 2000))
         self.topics: list[str] = []
         self._asked: dict[Place, asyncio.Future[int]] = {}
@@ -169,6 +170,12 @@ class Connection:
                 await self._client.force_metadata_update()
         except TimeoutError:
             pass
+
+    def damage(self, place: Place, offsets: tuple[int, int]) -> None:
+        """Count a batch that cannot be read, and tell the first."""
+        self.damaged += 1
+        if self.damaged == 1:
+            _log.warning("Skipped a batch that is damaged in %s: offsets %d to %d", place, offsets[0], offsets[1] - 1)
 
     # --- requests
 

@@ -8,14 +8,15 @@ those are still answered is not looked at.
 Rules. Positions are a feed's own: after a failure it goes on where it was. But a broker that lost its unsynced end has
 other records there now, or none: so after a failure the last record that was seen is read again, and if it is not the
 same, or the broker no longer holds the place, the feed hears `lost` (what there is now: the first offset and the end),
-and goes on where that says. `take` and `lost` must neither block nor raise.
+and goes on where that says. A feed is doubted from the failure until then, each for itself: its node may be the
+only one that is away. `take`, `lost` and `on_back` must neither block nor raise.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from aiokafka.protocol.offset import OffsetResetStrategy
@@ -42,6 +43,7 @@ class Feed:
         self.take = take
         self.lost = lost
         self.doubted = False
+        self.on_back: Callable[[], None] | None = None  # hears that it goes on after a failure
         self.last: Raw | None = None
         self.unanchored = False  # it began behind records that it has not seen the last of
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -84,8 +86,7 @@ class _Lane:
 
 
 class Feeds:
-    """All followed partitions of one connection. ``on_away`` and ``on_back`` hear when the broker stops answering, and
-    when it answers again."""
+    """All followed partitions of one connection. ``away``: some partition is not answered for."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -95,7 +96,6 @@ class Feeds:
         self._feeds: set[Feed] = set()
         self._closed = False
         self.away = False
-        self.on_back: list[Callable[[], None]] = []
 
     async def follow(self, place: Place, take: Callable[[Batch], None], lost: Lost, start: int | None = None) -> Feed:
         """Follow a partition from offset ``start`` on (None: from its end as it is now). Raises `BrokerUnavailable`."""
@@ -163,11 +163,11 @@ class Feeds:
                 except (BrokerUnavailable, Unanswered) as error:
                     await self._failed(lane, error)
                     continue
-                self._answered_again()
                 moved, lane.taken = False, 0
                 for place, fetched in (lane.session.answered(answer) or {}).items():
                     if (feed := feeds[place]) is lane.feeds.get(place):
                         moved |= await self._took(lane, feed, fetched)
+                self._answered_again()
                 if moved:
                     await asyncio.sleep(RETRY_PAUSE)
                     await self._connection.relearn()
@@ -185,10 +185,10 @@ class Feeds:
             self._lanes.remove(lane)
             self._connection.hang_up(lane.node, lane.number)
 
-    async def _ask(self, lane: _Lane, feeds: Iterable[Feed]) -> Any:
+    async def _ask(self, lane: _Lane, feeds: Collection[Feed]) -> Any:
         starts = {feed.place: feed.asks_from for feed in feeds}
         options = self._connection.options
-        wait = 0 if self.away else options.fetch_wait
+        wait = 0 if any(feed.doubted for feed in feeds) else options.fetch_wait
         question = lane.session.question(starts, int(wait * 1000))
         return await self._connection.request(lane.node, question, lane.number, wait + options.request_timeout)
 
@@ -204,11 +204,9 @@ class Feeds:
         self._leave(lane)
 
     def _answered_again(self) -> None:
-        if self.away:
+        if self.away and not any(feed.doubted for feed in self._feeds):
             self.away = False
             _log.info("the broker answers again")
-            for call in tuple(self.on_back):
-                call()
 
     def _leave(self, lane: _Lane) -> None:
         """Another node may lead: the lane's feeds look for their places anew."""
@@ -238,12 +236,14 @@ class Feeds:
             _log.warning("%s", refusals.of(fetched.error, f"read of {feed.place} at {self._connection}"))
             return True
         if feed.doubted and (feed.unanchored or not self._is_the_same(feed, fetched)):
-            await self._restart(feed)
+            await self._restart(feed, fetched.high)
             return False
         if feed.unanchored:
             feed.last, feed.unanchored = _first(fetched, feed.position - 1), False
-        feed.doubted = False
+        self._trust(feed)
         for batch in batches_of(fetched.data, feed.position):
+            if batch.unreadable is not None:
+                self._connection.damage(feed.place, batch.unreadable)
             if batch.records:
                 feed.last = batch.records[-1]
                 self._connection.clock.see(feed.last.timestamp)
@@ -260,20 +260,33 @@ class Feeds:
         found = _first(fetched, feed.last.offset)
         return found is not None and _same(found, feed.last)
 
-    async def _restart(self, feed: Feed) -> None:
-        """What the feed read is gone: go on at the end. Records that merely grew old are no loss."""
+    @staticmethod
+    def _trust(feed: Feed) -> None:
+        if feed.doubted:
+            feed.doubted = False
+            if feed.on_back is not None:
+                feed.on_back()
+
+    async def _restart(self, feed: Feed, high: int | None = None) -> None:
+        """What the feed read is gone: go on at the end. Records that merely grew old are no loss; nor is it one where a
+        new leader had given ``high`` as its end, and does not know yet how much of what it has may be read."""
         try:
             found = await self._connection.offsets([feed.place], OffsetResetStrategy.EARLIEST)
             end = await self._connection.end(feed.place)
         except BrokerError:
             feed.doubted = True
             return
-        first = found[feed.place]
+        first, seen = found[feed.place], feed.position if feed.last is None else feed.last.offset + 1
+        if high is not None and high < seen <= end and first < seen:
+            await asyncio.sleep(RETRY_PAUSE)
+            return
         if feed.doubted and feed.last is not None and feed.last.offset < first <= feed.position <= end:
-            feed.last, feed.doubted = None, False  # it aged out, and nothing else changed
+            feed.last = None  # it aged out, and nothing else changed
+            self._trust(feed)
             return
         _log.warning("%s lost records: it holds %d to %d, and %d was next", feed.place, first, end, feed.position)
-        feed.last, feed.doubted = None, False
+        feed.last = None
+        self._trust(feed)
         feed.moved(feed.lost(first, end))
         feed.unanchored = feed.position == end > first
 

@@ -64,7 +64,7 @@ class KafkaLog:
     @property
     def skipped(self) -> int:
         """Messages that were no records, or not readable."""
-        return self._tracks.skipped + self._claims.skipped
+        return self._tracks.skipped + self._claims.skipped + self._connection.damaged
 
     def now_ms(self) -> int:
         return self.clock.now_ms
@@ -79,14 +79,14 @@ class KafkaLog:
         key = record.stream_id.encode()
         if (size := size_of(key, payload, headers)) > self._connection.options.max_message_bytes:
             raise self._too_large(record, size, len(payload))
-        if self._feeds.away:
-            raise BrokerUnavailable(f"{self._connection} does not answer")
         entry = self._claims.peek(record.stream_id)
         if entry is not None and entry.latest > expected:
             raise AppendRefused(f"the stream is at {entry.latest} or later")
         track = await self._tracks.get(record.stream_id)
         if track.error is not None:
             raise track.error
+        if track.partition.feed is not None and track.partition.feed.doubted:
+            raise BrokerUnavailable(f"Who leads {track.partition.place} at {self._connection} does not answer")
         if track.position > expected:
             raise AppendRefused(f"the stream is at {track.position}")
         if begins_a_life(record):
@@ -100,15 +100,14 @@ class KafkaLog:
 
     async def _open(self, track: Track, base: int) -> None:
         """Make sure that there is an opening for the life behind ``base``, where the stream is now."""
-        entry = self._claims.peek(track.stream_id)
-        if entry is not None and entry.gone is None and entry.base == base:
+        if self._claims.is_open(track.stream_id, base):
             return
         feed = track.partition.feed
         if track.chain is None or track.position != base or feed is None:
             raise AppendRefused(f"the stream is at {track.position}")
-        start = feed.position
+        start, before = feed.position, track.last
         await self._settle(track)
-        await self._claims.open(track.stream_id, start, base)
+        await self._claims.open(track.stream_id, start, before)
 
     async def _send(
         self, track: Track, record: Record, key: bytes, payload: bytes, headers: list[tuple[str, bytes]]
@@ -163,11 +162,14 @@ class KafkaLog:
                     return [copy.stored()]
                 return await self._read(stream_id, entry, after, copy.position)
         track = await self._current(stream_id)
-        if track.position <= after:
+        if track.last is None or track.position <= after:
             return []
         if track.history is not None:
             return [stored for stored in track.history if stored.position > after]
-        return await self._read(stream_id, self._claims.peek(stream_id), after, track.position)
+        if ends_a_life(track.last.record):
+            return [track.last]
+        up_to = track.position  # the table may be behind the track
+        return await self._read(stream_id, await self._claims.current(stream_id), after, up_to)
 
     async def _read(self, stream_id: str, entry: Entry | None, after: int, up_to: int) -> list[Stored]:
         """What counts behind ``after``, up to position ``up_to``."""

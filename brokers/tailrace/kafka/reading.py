@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from aiokafka.errors import KafkaError
 from aiokafka.record.memory_records import MemoryRecords
 
 from tailrace.errors import BrokerUnavailable
@@ -14,8 +12,6 @@ from tailrace.kafka import refusals
 from tailrace.kafka.connection import Connection, Place
 
 READ_BYTES = 1024 * 1024
-
-_log = logging.getLogger(__name__)
 
 
 class Raw(Protocol):
@@ -57,12 +53,11 @@ def batches_of(data: bytes, start: int) -> Iterator[Batch]:
         try:
             sound = batch.validate_crc()
             records = [] if batch.is_control_batch else [raw for raw in batch if raw.offset >= start]
-        except (KafkaError, ValueError, IndexError, UnicodeDecodeError):
+        except Exception:  # noqa: BLE001 - whatever the library stumbles over: a length, a codec, a header's name
             sound = False
         if sound:
             yield Batch(records, next_offset)
         else:
-            _log.warning("Skipped a batch that is damaged: offsets %d to %d", batch.base_offset, next_offset - 1)
             yield Batch([], next_offset, (max(start, batch.base_offset), next_offset))
 
 
@@ -83,6 +78,8 @@ async def read(connection: Connection, place: Place, start: int, end: int) -> As
         for batch in batches_of(fetched.data, position):
             position = batch.next_offset
             connection.clock.see(batch.records[-1].timestamp if batch.records else 0)
+            if batch.unreadable is not None:
+                connection.damage(place, batch.unreadable)
             if position > end:
                 batch = batch._replace(records=[raw for raw in batch.records if raw.offset < end])
             yield batch

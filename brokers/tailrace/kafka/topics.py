@@ -38,7 +38,7 @@ from tailrace.kafka.wire import digest
 ATTEMPTS = 100
 PAUSE = 0.05
 PATIENCE = 9.0  # seconds for all of it
-_AT_LEAST = frozenset({"retention.ms", "max.message.bytes", "min.insync.replicas"})
+_AT_LEAST = frozenset({"retention.ms", "max.message.bytes", "min.insync.replicas", "delete.retention.ms"})
 _FREE = frozenset({"segment.ms"})  # how the broker cuts its files is the operator's
 _UNLIMITED = "-1"
 
@@ -114,6 +114,7 @@ def settings_of(options: KafkaOptions, retention: float) -> dict[str, str]:
         "retention.bytes": _UNLIMITED,  # by size it would remove acknowledged records
         "segment.ms": str(int(min(retention / 8, 6 * 3600) * 1000)),
         "message.timestamp.type": "LogAppendTime",
+        "compression.type": "producer",  # records as they were sent: no codec of the broker's choice
         "max.message.bytes": str(options.max_message_bytes),
         "min.insync.replicas": str(options.min_insync_replicas),
         "unclean.leader.election.enable": "false",
@@ -125,6 +126,7 @@ def _runs(options: KafkaOptions) -> dict[str, str]:
     aged = settings_of(options, options.retention)
     return {name: value for name, value in aged.items() if not name.startswith("retention.")} | {
         "cleanup.policy": "compact",
+        "delete.retention.ms": "86400000",  # who reads from the beginning must still see what is done
         "segment.ms": "3600000",  # what is done since the last compaction is read at every start
     }
 
@@ -156,11 +158,12 @@ async def _check(admin: AIOKafkaAdminClient, connection: Connection, topics: Seq
     else:
         raise BrokerUnavailable(f"{connection} does not make the topics {', '.join(topic.name for topic in missing)}")
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in topics]
-    held = {
-        name: {item[0]: item[1] for item in items}
-        for answer in await admin.describe_configs(resources)
-        for _, _, _, name, items in answer.resources
-    }
+    held: dict[str, dict[str, str | None]] = {}
+    for answer in await admin.describe_configs(resources):
+        for code, _, _, name, items in answer.resources:
+            if code != 0:
+                raise refusals.of(code, f"settings of topic {name} at {connection}")
+            held[name] = {item[0]: item[1] for item in items}
     for topic in topics:
         compare(topic, found[topic.name]["partitions"], held.get(topic.name, {}), str(connection))
 

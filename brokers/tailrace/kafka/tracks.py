@@ -9,7 +9,8 @@ Rules.
 - A track has seen all of its stream up to its feed's position. Who needs the present asks the leader for the
   partition's end, and waits until the feed has passed it (`Tracks.current`).
 - What reads gave is kept for a moment (`history`), since whoever asks for the last record often wants the others next.
-- A track that nobody uses is forgotten, and a partition without tracks is followed no more.
+- A track that nobody uses is forgotten, and a partition without tracks is followed no more. What the table of claims
+  forgets is forgotten here too: all processes must find the id free behind the same record.
 - Where the broker lost records, every track of the partition begins anew, and its followers hear that they must read.
 """
 
@@ -189,6 +190,7 @@ class Tracks:
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
         self.skipped = 0
+        claims.forgotten = self._forget
 
     def peek(self, stream_id: str) -> Track | None:
         """The stream's track, if there is one that is ready."""
@@ -319,6 +321,11 @@ class Tracks:
             chains = {key: self.chain_of(entry) for key, entry in wanted.items()}
             starts = {key: start_of(entry) for key, entry in wanted.items()}
             async for batch in read(self._connection, place, min(starts.values()), await self._connection.end(place)):
+                for key in wanted if batch.trimmed or batch.unreadable else ():
+                    if batch.trimmed and starts[key] < batch.next_offset:
+                        chains[key][0].trim()
+                    elif batch.unreadable is not None:
+                        chains[key][0].miss(*batch.unreadable)
                 for raw in batch.records:
                     found = chains.get(raw.key or b"")
                     if found is None or raw.offset < starts[raw.key or b""]:
@@ -359,6 +366,11 @@ class Tracks:
         if self._tracks.get(track.stream_id) is track:
             del self._tracks[track.stream_id]
             del track.partition.by_key[track.key]
+
+    def _forget(self, stream_id: str) -> None:
+        track = self._tracks.get(stream_id)
+        if track is not None and track.idle:
+            self._drop(track)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,240 @@
+"""Kafka's topics in hostile hands and in bad times: no message stops anybody, and no trimmed head changes a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from tailrace import decide
+from tailrace.errors import TailraceError
+from tailrace.fold import State, fold
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka import claims as claims_module
+from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.connection import Place
+from tailrace.log import AppendRefused
+from tailrace.model import Claim, Incarnation, Status
+from tailrace.records import Record, Stored
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.worlds import replay
+
+PATIENCE = 60.0
+CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
+DEEP = b"[" * 100_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> KafkaOptions:
+    """Topics of the test's own."""
+    prefix = f"hostile-{abs(hash(request.node.name)) % 10**9}"
+    return KafkaOptions(prefix=prefix, partitions=1, claims_partitions=1)
+
+
+@asynccontextmanager
+async def opened(server: KafkaServer, options: KafkaOptions) -> AsyncIterator[Kafka]:
+    broker = await open_kafka(server.url, options=options)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def trim(broker: Kafka, place: Place, before: int) -> None:
+    admin = AIOKafkaAdminClient(**broker.connection.library)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(*place): RecordsToDelete(before)})
+    finally:
+        await admin.close()
+
+
+class Life:
+    """A stream as one process writes it."""
+
+    def __init__(self, broker: Kafka, stream_id: str = "s") -> None:
+        self.log, self.id = broker.log, stream_id
+        self.state = State()
+        self._count = 0
+
+    async def put(self, record: Record | None) -> Stored:
+        assert record is not None
+        stored = Stored(await self.log.append(record, self.state.position), -1, self.log.now_ms(), record)
+        self.state, _ = fold(self.state, stored)
+        return stored
+
+    async def begin(self, owner: int, *chunks: bytes) -> Life:
+        await self.put(decide.claim(self.state, self.id, owner, CLAIM))
+        for chunk in chunks:
+            await self.word(chunk)
+        return self
+
+    async def word(self, chunk: bytes) -> Stored:
+        assert self.state.mark is not None
+        self._count += 1
+        return await self.put(decide.chunks(self.state.mark, self.id, f"w{id(self):x}{self._count}", [chunk]))
+
+    async def delete(self) -> None:
+        await self.put(decide.tombstone(self.state, self.id, f"d{id(self):x}"))
+
+
+FOREIGN = {
+    "deep": DEEP,
+    "infinite": b'{"k":"open","start":Infinity,"base":0,"keep":1}',
+    "huge": b'{"k":"open","start":1e999,"base":0,"keep":1}',
+    "a seal": b'{"k":"seal","inc":"1-1","at":[Infinity]}',
+    "digits": b"9" * 5000,
+    "a list": b"[1]",
+}
+
+
+@pytest.mark.parametrize("value", FOREIGN.values(), ids=list(FOREIGN))
+async def test_no_foreign_message_stops_who_reads_a_topic(
+    server: KafkaServer, options: KafkaOptions, value: bytes
+) -> None:
+    async with opened(server, options) as broker:
+        world = KafkaWorld(server.url, options=options)
+        store = await world.store()
+        await store.acquire("before")
+        names = broker.names
+        for place in (names.records("s"), *names.all_claims, *names.all_runs, names.members, names.cancels):
+            for key in (b"before", b"\xff"):
+                meta = [("Tailrace-Command", b"1"), ("Tailrace-Meta", value), ("Tailrace-Id", b"s")]
+                for headers in ([], meta, [("Tailrace-Command", b"9" * 5000)]):
+                    await broker.sender.send(place, key, value, headers)
+        async with asyncio.timeout(PATIENCE):
+            await store.append("before", b"a")
+            await store.acquire("after")
+            async with opened(server, options) as fresh:
+                assert (await fresh.log.last("after")) is not None
+            assert (await store.status("before")).entries == 1
+        await world.close()
+
+
+async def test_a_damaged_batch_is_counted_and_told_once_and_ends_its_stream(
+    server: KafkaServer, options: KafkaOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tailrace.kafka")
+    async with opened(server, options) as broker:
+        await Life(broker, "other").begin(8, b"fine")
+        life = await Life(broker).begin(7, b"first", b"to be damaged", b"behind it")
+        segment = next(server.directory.rglob(f"{options.prefix}.chunks-0/*.log"))
+        with segment.open("r+b") as file:
+            file.seek(segment.read_bytes().index(b"to be damaged"))
+            file.write(b"TO")
+        async with opened(server, options) as fresh:
+            for _ in range(2):
+                state = State()
+                for stored in await fresh.log._read("s", fresh.claims.peek("s"), 0, life.state.position):
+                    state, _ = fold(state, stored)
+                assert state.ending is not None
+                assert state.ending.status is Status.TRIMMED
+            assert fresh.log.skipped > 0
+            told = [record for record in caplog.records if "damaged" in record.message]
+            assert len(told) == 1
+            assert replay(await fresh.log.read("other"))[1] == [b"fine"]
+
+
+async def test_what_freed_an_id_is_known_when_its_own_messages_are_too_old_to_be_kept(
+    server: KafkaServer, options: KafkaOptions
+) -> None:
+    """The id's second life is young, and what ended the first is trimmed from both topics."""
+    async with opened(server, options) as writer:
+        life = await Life(writer).begin(7, b"old")
+        await life.delete()
+        until_copy = await writer.connection.end(writer.names.all_claims[0])
+        gone = life.state.position
+        await life.begin(8, b"new")
+        await trim(writer, writer.names.all_claims[0], until_copy)
+        await trim(writer, writer.names.all_records[0], gone)
+        await life.word(b"er")
+        async with opened(server, options) as fresh:
+            for broker in (writer, fresh):
+                state, chunks = replay(await broker.log.read("s"))
+                assert (state.incarnation, state.ending, chunks) == (Incarnation(2, 8), None, [b"new", b"er"])
+            life.log = fresh.log
+            await life.word(b"est")
+
+
+async def test_an_old_opening_that_nobody_used_is_made_anew(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker removes an opening by its age: a life behind it must not be as young as it is."""
+    async with opened(server, options) as dead:
+        await dead.claims.open("s", 0)
+    async with opened(server, options) as writer:
+        await writer.sender.send(writer.names.all_records[0], b"filler", b"", [])
+        until = await writer.connection.end(writer.names.all_claims[0])
+        monkeypatch.setattr(claims_module, "FRESH_MS", -1)  # as if it were long ago
+        life = await Life(writer).begin(7, b"a")
+        await trim(writer, writer.names.all_claims[0], until)
+        await trim(writer, writer.names.all_records[0], 1)
+        async with opened(server, options) as fresh:
+            with pytest.raises(AppendRefused):
+                await Life(fresh).begin(9)
+            state, chunks = replay(await fresh.log.read("s"))
+            assert (state.incarnation, chunks) == (Incarnation(1, 7), [b"a"])
+        await life.word(b"b")
+
+
+async def test_what_the_table_forgets_is_not_remembered_by_a_track(server: KafkaServer, options: KafkaOptions) -> None:
+    """Else the process that remembers and one that does not would both find the id free, each behind another record."""
+    async with opened(server, options) as remembers, opened(server, options) as forgets:
+        life = await Life(remembers).begin(7)
+        await life.delete()
+        assert await remembers.log.last("s") is not None
+        for broker in (remembers, forgets):
+            await broker.claims.refresh()
+            broker.claims._forget_old(1 << 60)
+        first = await Life(forgets).begin(8, b"a")
+        late = Life(remembers)
+        late.state = life.state
+        with pytest.raises((AppendRefused, TailraceError)):
+            await late.begin(9)
+        for broker in (remembers, forgets):
+            state, chunks = replay(await broker.log.read("s"))
+            assert (state.incarnation, chunks) == (Incarnation(1, 8), [b"a"])
+        await first.word(b"b")
+
+
+async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
+    server: KafkaServer, options: KafkaOptions
+) -> None:
+    """The two topics may have different leaders, and one of them may be slow."""
+    async with opened(server, options) as writer, opened(server, options) as reader:
+        for _ in range(3):
+            await writer.sender.send(writer.names.all_records[0], b"filler", b"", [])
+        await trim(writer, writer.names.all_records[0], 2)
+        track = await reader.log._tracks.get("s")
+        await Life(writer).begin(7, b"a")
+        await reader.log._tracks.current("s")
+        track.forget_history()
+        reader.claims._entries.pop("s", None)
+        body = {"k": "open", "start": 3, "base": 0, "keep": 1 << 40}
+        reading = asyncio.create_task(reader.log.read("s"))
+        await writer.sender.send(writer.names.all_claims[0], b"s", json.dumps(body).encode(), [])
+        state, chunks = replay(await reading)
+        assert (state.incarnation, chunks) == (Incarnation(1, 7), [b"a"])
+
+
+async def test_a_stream_whose_head_is_gone_is_listed(server: KafkaServer, options: KafkaOptions) -> None:
+    async with opened(server, options) as writer:
+        life = await Life(writer).begin(7, b"a", b"b")
+        await trim(writer, writer.names.all_records[0], life.state.position - 1)
+        async with opened(server, options) as fresh:
+            found = [stored async for stored in fresh.log.lasts()]
+            assert [stored.record.stream_id for stored in found] == ["s"]
