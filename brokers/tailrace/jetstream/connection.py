@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from nats import errors
 
+from tailrace._clock import Clock
 from tailrace.errors import BrokerError, BrokerFailed, BrokerUnavailable, BrokerUnsuitable
 from tailrace.jetstream import refusals
 from tailrace.jetstream.address import Address, parse
@@ -34,18 +35,6 @@ PING_INTERVAL = 10  # two unanswered ones, and the connection counts as broken
 
 class Unanswered(Exception):
     """The request was sent, and no answer came."""
-
-
-class Clock:
-    """Broker time as far as this process knows: the newest of the broker's timestamps, in ms."""
-
-    now_ms = 0
-
-    def see(self, time_ms: int) -> int:
-        """Take note of a timestamp, and give it back."""
-        if time_ms > self.now_ms:
-            self.now_ms = time_ms
-        return time_ms
 
 
 class Leaderless(BrokerUnavailable):

@@ -24,6 +24,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 from aiokafka.structs import TopicPartition
 
+from tailrace._clock import Clock
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.address import Address
@@ -60,18 +61,6 @@ class Fetched(NamedTuple):
     high: int
     first: int
     data: bytes
-
-
-class Clock:
-    """Broker time as far as this process knows: the newest of the broker's timestamps, in ms."""
-
-    now_ms = 0
-
-    def see(self, time_ms: int) -> int:
-        """Take note of a timestamp, and give it back."""
-        if time_ms > self.now_ms:
-            self.now_ms = time_ms
-        return time_ms
 
 
 class Connection:

@@ -31,13 +31,13 @@ class RedisBeats:
     async def follow(self, deliver: Callable[[int, bytes], None], uncertain: Callable[[], None]) -> FollowingBeats:
         def take(entries: list[Entry]) -> None:
             for position, fields in entries:
-                deliver(self._log.see(time_of(position)), fields.get(b"beat", b""))
+                deliver(self._log.clock.see(time_of(position)), fields.get(b"beat", b""))
 
         try:
             seconds, micros = await self._connection.call("TIME")
         except Unanswered as error:
             raise BrokerUnavailable(str(error)) from None
-        now = self._log.see(int(seconds) * 1000 + int(micros) // 1000)
+        now = self._log.clock.see(int(seconds) * 1000 + int(micros) // 1000)
         return FollowingBeats(self._log.listener, self._log.listener.add(self._names.beats, now << 24, take, uncertain))
 
     async def recent(self) -> list[tuple[int, bytes]]:
@@ -47,7 +47,7 @@ class RedisBeats:
             raise BrokerUnavailable(str(error)) from None
         latest: dict[bytes, tuple[int, bytes]] = {}
         for position, fields in entries_of(reply):
-            latest[fields.get(b"id", b"")] = (self._log.see(time_of(position)), fields.get(b"beat", b""))
+            latest[fields.get(b"id", b"")] = (self._log.clock.see(time_of(position)), fields.get(b"beat", b""))
         return list(latest.values())
 
 

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
+from tailrace._clock import Clock
 from tailrace.commit import insist
 from tailrace.decide import begins_a_life
 from tailrace.errors import BrokerUnavailable, InvalidStreamId, RecordError, TailraceError
@@ -54,7 +55,7 @@ class RedisLog:
     def __init__(self, connection: Connection, names: Names) -> None:
         self._connection = connection
         self._names = names
-        self._now = 0
+        self.clock = Clock()
         self._watches: dict[str, Watch] = {}
         self._states: dict[str, State] = {}  # of followed streams: what was folded from what was read last
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,12 +64,7 @@ class RedisLog:
         self.listener = Listener(connection, names.prefix, self._sweep)
 
     def now_ms(self) -> int:
-        return self._now
-
-    def see(self, now: int) -> int:
-        """Take a broker time in; give it back."""
-        self._now = max(self._now, now)
-        return now
+        return self.clock.now_ms
 
     def key(self, stream_id: str) -> str:
         return hashlib.blake2b(stream_id.encode(), digest_size=16).hexdigest()
@@ -84,7 +80,7 @@ class RedisLog:
         except Unanswered as error:
             raise BrokerUnavailable(str(error)) from None
         view = view_of(reply[0])
-        self.see(view.now)
+        self.clock.see(view.now)
         return view, entries_of(reply[1])
 
     # ---------------------------------------------------------------- writing
@@ -115,7 +111,7 @@ class RedisLog:
             )
         except Unanswered as error:
             raise AppendUnknown(str(error)) from None
-        self.see(int(now))
+        self.clock.see(int(now))
         if not position:
             raise AppendRefused
         return position_of(position)
@@ -210,7 +206,7 @@ class RedisLog:
         """What is delivered is known here too, for entries of npm's that come behind it."""
 
         def take(stored: Stored) -> None:
-            self.see(stored.time_ms)
+            self.clock.see(stored.time_ms)
             state = self._states.get(stream_id)
             if state is not None and state.position == stored.previous:
                 self._states[stream_id] = fold(state, stored)[0]
