@@ -23,6 +23,7 @@ from tailrace.segments import seal, unseal
 logger = logging.getLogger("tailrace.sealing")
 
 MIN_RECORDS = 12
+OTHER_RECORDS = 2  # at least: a claim, an ending
 AT_ONCE = 2
 
 
@@ -35,9 +36,11 @@ class Sealer:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._at_work: set[str] = set()
 
-    def offer(self, stream_id: str) -> None:
-        """The stream has ended: seal it soon."""
-        if stream_id not in self._at_work:
+    def offer(self, stream_id: str, entries: int | None = None) -> None:
+        """The stream has ended: seal it soon. ``entries``: how many it has, where that is known; each is one record at
+        most, and with too few of them there is nothing to look at."""
+        too_few = entries is not None and entries + OTHER_RECORDS < MIN_RECORDS
+        if stream_id not in self._at_work and not too_few:
             self._at_work.add(stream_id)
             self._spawn(self._seal(stream_id))
 

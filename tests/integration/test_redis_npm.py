@@ -349,11 +349,13 @@ async def test_npm_deletes_a_stream_of_ours(npm: Npm, store: LogStore, other: Lo
 async def test_tailrace_deletes_a_stream_of_npms(npm: Npm, store: LogStore, other: LogStore) -> None:
     await npm.acquire("a")
     await npm.append("a", b"x")
-    reading, live = npm.read("a"), asyncio.create_task(chunks(other, "a"))
+    reading, live = npm.read("a"), other.read("a")
     await reading.until(1)
+    assert (await asyncio.wait_for(anext(live), PATIENCE)).chunk == b"x"
     assert await store.delete("a")
     assert await reading.whole() == [b"x"]
-    assert await live == [b"x"]
+    async with asyncio.timeout(PATIENCE):
+        assert [entry.chunk async for entry in live] == []
     assert await npm.call("status", "a") == "missing"
     assert (await store.acquire("a")).role is Role.PRODUCER
     await store.append("a", b"ours")
