@@ -38,8 +38,7 @@ from tailrace.model import Ending, Lease, Limits, Mark
 from tailrace.records import Record, Stored
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
-MAX_CHUNKS_A_RECORD = 4096
-HEADER_ROOM = 32 * 1024  # of a broker's message limit, for headers and the list of sizes
+MAX_CHUNKS_A_RECORD = 4096  # their sizes are in the record's headers, for which the log keeps room
 
 _OVER = (StreamNotFound, StreamSuperseded, StreamFinalized, StreamTrimmed)
 Shift = tuple[int, int]  # entries and bytes that others wrote under the same lease meanwhile
@@ -108,7 +107,7 @@ class Writer:
     def _admit(self, chunks: list[bytes]) -> TailraceError | None:
         """Queue the chunks up to the first that a limit refuses."""
         most = self.limits.max_chunk_bytes
-        room = self.log.max_record_bytes - HEADER_ROOM
+        room = self.log.max_record_bytes
         for chunk in chunks:
             size = len(chunk)
             if most is not None and size > most:
@@ -176,7 +175,7 @@ class Writer:
             self._on_kept(self)
 
     async def _store_chunks(self, chunks: list[bytes]) -> None:
-        start, most = 0, self.log.max_record_bytes - HEADER_ROOM
+        start, most = 0, self.log.max_record_bytes
         while start < len(chunks):
             end, size = start, 0
             while end < len(chunks) and end - start < MAX_CHUNKS_A_RECORD:

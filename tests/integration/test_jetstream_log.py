@@ -19,6 +19,7 @@ from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Kind, Record, Stored, encode
 from tailrace.testing.servers import NatsServer
+from tailrace.writer import MAX_CHUNKS_A_RECORD
 
 LIFE = Incarnation(1, 7)
 OPTIONS = JetStreamOptions(shards=2)
@@ -164,8 +165,17 @@ async def test_a_record_beyond_the_servers_limit_is_refused_by_name(nats_server:
         limit = broker.log.max_record_bytes
         await broker.log.append(record("s", 0, bytes(limit)), 0)
         with pytest.raises(ChunkTooLarge, match="1048576"):
-            await broker.log.append(record("t", 0, bytes(limit + 20_000)), 0)
+            await broker.log.append(record("t", 0, bytes(limit + 40_000)), 0)
         assert broker.connection.connected.is_set()
+
+
+async def test_the_sizes_of_as_many_chunks_as_a_record_may_have_fit_beside_them(broker: JetStream) -> None:
+    most = broker.log.max_record_bytes
+    long = (most - 100 * MAX_CHUNKS_A_RECORD) // 900  # so the list of sizes is as long as it can be
+    chunks = (bytes(1000),) * long + (bytes(100),) * (MAX_CHUNKS_A_RECORD - long)
+    sent = Record(Kind.CHUNKS, "s", LIFE, 1, 0, 0, "n", chunks)
+    await broker.log.append(sent, 0)
+    assert [one.record for one in await broker.log.read("s")] == [sent]
 
 
 # --- reading

@@ -29,6 +29,7 @@ from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.kit import until_ending
 from tailrace.testing.worlds import replay
+from tailrace.writer import MAX_CHUNKS_A_RECORD
 
 PATIENCE = 60.0
 OPTIONS = KafkaOptions(prefix="log", partitions=2, claims_partitions=1)
@@ -428,6 +429,16 @@ async def fill_elsewhere(server: KafkaServer, options: KafkaOptions) -> None:
 
 
 # --- what is no record
+
+
+async def test_the_sizes_of_as_many_chunks_as_a_record_may_have_fit_beside_them(broker: Kafka, unique: str) -> None:
+    life = await Life(broker, unique).begin()
+    most = broker.log.max_record_bytes
+    long = (most - 100 * MAX_CHUNKS_A_RECORD) // 900  # so the list of sizes is as long as it can be
+    chunks = [bytes(1000)] * long + [bytes(100)] * (MAX_CHUNKS_A_RECORD - long)
+    assert life.state.mark is not None
+    stored = await life.put(decide.chunks(life.state.mark, unique, nonce(), chunks))
+    assert (await broker.log.read(unique))[-1].record == stored.record
 
 
 async def test_an_oversize_record_is_refused_and_spoils_nothing(broker: Kafka, unique: str) -> None:

@@ -27,7 +27,7 @@ from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Record, Stored, encode
 
-HEADER_ROOM = 16 * 1024  # of a message's size, kept for the headers
+HEADER_ROOM = 32 * 1024  # of a message's size, kept for the headers: most of it for the sizes of many chunks
 MAX_HEADER = 65535  # the server's own limit
 
 _log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Record, Stored
 
-HEADER_ROOM = 16 * 1024  # of a message's size, kept for the headers and the batch's own
+HEADER_ROOM = 32 * 1024  # of a message's size, kept for the headers (most for many chunks' sizes) and the batch's own
 COPY_PATIENCE = 3.0  # seconds that the writer of an ending has for its copy, before others write it
 
 _log = logging.getLogger(__name__)
