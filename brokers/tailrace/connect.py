@@ -116,7 +116,7 @@ async def _open_jetstream(
 async def _embedded_kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
     embedded = await _attach(rest, options, "kafka")
     try:
-        return await _open_kafka(embedded.url, options, embedded.close)
+        return await _open_kafka(embedded.url, options, lambda: embedded.url, embedded.close)
     except BaseException:
         await embedded.close()
         raise
@@ -127,7 +127,10 @@ async def _kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
 
 
 async def _open_kafka(
-    url: str, options: StoreOptions, also_close: Callable[[], Awaitable[None]] | None = None
+    url: str,
+    options: StoreOptions,
+    url_source: Callable[[], str] | None = None,
+    also_close: Callable[[], Awaitable[None]] | None = None,
 ) -> LogStore:
     with _extra("kafka", "aiokafka"):
         from tailrace.kafka.broker import open_kafka
@@ -143,7 +146,8 @@ async def _open_kafka(
         retention=_retention(options),
         member_retention=_member_retention(options),
     )
-    return await _store_over(await open_kafka(url, options=chosen), CAPABILITIES, options, also_close)
+    broker = await open_kafka(url, options=chosen, url_source=url_source)
+    return await _store_over(broker, CAPABILITIES, options, also_close)
 
 
 async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:

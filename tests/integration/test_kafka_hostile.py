@@ -14,13 +14,14 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from tailrace import decide
-from tailrace.errors import TailraceError
+from tailrace._ports import choose_port
+from tailrace.errors import BrokerUnavailable, TailraceError
 from tailrace.fold import State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import Place
-from tailrace.log import AppendRefused
+from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Claim, Incarnation, Status
 from tailrace.records import Record, Stored
 from tailrace.testing.kafka_server import KafkaServer
@@ -238,3 +239,25 @@ async def test_a_stream_whose_head_is_gone_is_listed(server: KafkaServer, option
         async with opened(server, options) as fresh:
             found = [stored async for stored in fresh.log.lasts()]
             assert [stored.record.stream_id for stored in found] == ["s"]
+
+
+async def test_a_broker_that_comes_back_on_another_port_is_found(tmp_path: Path) -> None:
+    with KafkaServer(tmp_path / "kafka") as server:
+        small = KafkaOptions(partitions=1, claims_partitions=1)
+        broker = await open_kafka(server.url, options=small, url_source=lambda: server.url)
+        try:
+            life = await Life(broker).begin(7, b"a")
+            server.kill()
+            server.port = choose_port(None, None)
+            server.start()
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        await life.word(b"b")
+                        break
+                    except (BrokerUnavailable, AppendUnknown):
+                        await asyncio.sleep(0.05)
+            assert str(broker.connection) == server.bootstrap
+            assert replay(await broker.log.read("s"))[1] == [b"a", b"b"]
+        finally:
+            await broker.close()

@@ -120,6 +120,10 @@ async def test_a_differing_topic_is_refused_by_name(
 STRANGERS = {
     "compaction": ({"cleanup.policy": "compact"}, "cleanup.policy is compact, and must be delete"),
     "time": ({"cleanup.policy": "delete"}, "message.timestamp.type is CreateTime, and must be LogAppendTime"),
+    "codec": (
+        {"message.timestamp.type": "LogAppendTime", "compression.type": "gzip"},
+        "compression.type is gzip, and must be producer",
+    ),
     "size": (
         {"message.timestamp.type": "LogAppendTime", "retention.bytes": "1000000"},
         "retention.bytes is 1000000, and must be -1",
@@ -273,6 +277,8 @@ async def test_wrong_and_right_logins(
     assert "refused the login" in text
     assert "wrong-one" not in text
     assert "login" in await refused(f"kafka://{guarded.sasl}", BrokerUnavailable, options)
+    unknown = f"kafka://ann:s3cret%40%2F@{guarded.sasl}?mechanism=SCRAM-SHA-256"
+    assert "refused the login" in await refused(unknown, BrokerRefused, options)
     async with opened(f"kafka://ann:s3cret%40%2F@{guarded.sasl}", options) as broker:
         await broker.beats.send("m", b"1")
     for mechanism, password in (("SCRAM-SHA-256", "sc-one"), ("SCRAM-SHA-512", "sc-two")):

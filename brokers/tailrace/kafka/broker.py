@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tailrace.kafka import topics
 from tailrace.kafka.address import parse
@@ -39,14 +39,18 @@ class Kafka:
         await self.connection.close()
 
 
-async def open_kafka(url: str | Sequence[str], *, options: KafkaOptions | None = None) -> Kafka:
+async def open_kafka(
+    url: str | Sequence[str], *, options: KafkaOptions | None = None, url_source: Callable[[], str] | None = None
+) -> Kafka:
     """Connect, make or check the topics, and read the claims and the runs.
 
-    The URL's query overrides ``options``. Raises `BrokerUnavailable`, `BrokerRefused` or `BrokerUnsuitable`, each one
-    line; after that the connection is kept up for ever.
+    The URL's query overrides ``options``. ``url_source`` is asked where the broker is when none of the nodes that it
+    had answers any more, for one that comes back on another port. Raises `BrokerUnavailable`, `BrokerRefused` or
+    `BrokerUnsuitable`, each one line; after that the connection is kept up for ever.
     """
     address, chosen = parse(url, options or KafkaOptions())
-    connection = await Connection.open(address, chosen)
+    source = None if url_source is None else lambda: parse(url_source(), chosen)[0]
+    connection = await Connection.open(address, chosen, source)
     broker = Kafka(connection)
     try:
         await topics.check(connection, topics.wanted(broker.names, chosen))

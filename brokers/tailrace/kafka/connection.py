@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import errors
@@ -66,15 +66,17 @@ class Fetched(NamedTuple):
 class Connection:
     """Made by `Connection.open`."""
 
-    def __init__(self, address: Address, options: KafkaOptions) -> None:
+    def __init__(self, address: Address, options: KafkaOptions, source: Callable[[], Address] | None = None) -> None:
         self.address = address
+        self._source = source
+        self._bootstrapping = False
         self.options = options
         self.clock = Clock()
         self.library = client_options(options) | {"client_id": options.name, "bootstrap_servers": address.bootstrap}
         patience = options.fetch_wait + options.request_timeout
         self.closed = False
         self.damaged = 0
-        self._client = AIOKafkaClient(**self.library, request_timeout_ms=int(patience * 2000))
+        self._client = AIOKafkaClient(**self.library, request_timeout_ms=int(patience * 1000) + 500)
         self.topics: list[str] = []
         self._asked: dict[Place, asyncio.Future[int]] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -83,9 +85,12 @@ class Connection:
         return str(self.address)
 
     @classmethod
-    async def open(cls, address: Address, options: KafkaOptions) -> Connection:
-        """Connect, trying for `connect_timeout`. Raises `BrokerUnavailable`, `BrokerRefused`, `BrokerUnsuitable`."""
-        connection = cls(address, options)
+    async def open(
+        cls, address: Address, options: KafkaOptions, source: Callable[[], Address] | None = None
+    ) -> Connection:
+        """Connect, trying for `connect_timeout`. ``source`` says where the broker is if it is not found again. Raises
+        `BrokerUnavailable`, `BrokerRefused`, `BrokerUnsuitable`."""
+        connection = cls(address, options, source)
         try:
             await connection._connect()
         except BaseException:
@@ -153,12 +158,26 @@ class Connection:
         raise BrokerUnavailable(f"Nobody leads {place} at {self}")
 
     async def relearn(self) -> None:
-        """Ask for the metadata anew."""
+        """Ask for the metadata anew, and where no node that is known answers, those that were named at first."""
         try:
             async with asyncio.timeout(self.options.request_timeout):
-                await self._client.force_metadata_update()
+                if not await self._client.force_metadata_update() and not self._bootstrapping:
+                    await self._find_again()
         except TimeoutError:
             pass
+
+    async def _find_again(self) -> None:
+        self._bootstrapping = True
+        try:
+            if self._source is not None:
+                self.address = self._source()
+                self._client._bootstrap_servers = self.address.bootstrap
+            await self._client.bootstrap()
+            await self._client.force_metadata_update()
+        except (BrokerError, OSError, EOFError, errors.KafkaError):
+            pass  # whoever asks, asks again
+        finally:
+            self._bootstrapping = False
 
     def damage(self, place: Place, offsets: tuple[int, int]) -> None:
         """Count a batch that cannot be read, and tell the first."""
@@ -178,7 +197,7 @@ class Connection:
         except (OSError, EOFError, errors.KafkaError) as error:
             if isinstance(error, TimeoutError):
                 self.hang_up(node, lane)
-            raise Unanswered(f"Node {node} of {self} did not answer: {error or type(error).__name__}") from error
+            raise Unanswered(f"Node {node} of {self} did not answer: {str(error) or type(error).__name__}") from error
 
     def hang_up(self, node: int, lane: int) -> None:
         """Close a connection that answers no more, or whose answer nobody awaits."""

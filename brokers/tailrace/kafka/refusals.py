@@ -21,6 +21,10 @@ _LOGIN = (
     errors.AuthenticationFailedError,
     errors.AuthenticationMethodNotSupported,
 )
+_SASL = {  # of these the library gives no words
+    errors.UnsupportedSaslMechanismError: "it does not take this mechanism",
+    errors.IllegalSaslStateError: "it takes none on this port",
+}
 
 
 class Unanswered(Exception):
@@ -50,6 +54,7 @@ def connecting(error: BaseException, where: str) -> BrokerError:
     """Why the first connect failed."""
     words = str(error) or type(error).__name__
     if isinstance(error, _LOGIN):
+        words = _SASL.get(type(error), words)
         return BrokerRefused(
             f"{where} refused the login: {words}", hint="Check user, password and mechanism (PLAIN, SCRAM-SHA-256 …)."
         )
