@@ -30,7 +30,6 @@ Headers = list[tuple[str, bytes]]
 PUMPS = 1  # requests in flight to one node
 BUSY, SPACING = 4, 0.001  # a request of so many records is followed by the next one after so many seconds at least
 BATCH_OVERHEAD = 61  # bytes of a batch beside its records
-RECORD_OVERHEAD = 21  # the most bytes of a record beside its key, value and headers
 REQUEST_BYTES = 16 * 1024 * 1024
 
 
