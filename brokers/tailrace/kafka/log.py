@@ -32,7 +32,8 @@ from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.segments import Segments
 from tailrace.kafka.sender import Ack, Sender, size_of
 from tailrace.kafka.topics import Names
-from tailrace.kafka.tracks import Track, Tracks, start_of
+from tailrace.kafka.track import Track
+from tailrace.kafka.tracks import Tracks, start_of
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Record, Stored

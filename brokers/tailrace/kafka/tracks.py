@@ -22,122 +22,23 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from tailrace.commit import insist
-from tailrace.decide import ends_a_life
-from tailrace.errors import BrokerUnavailable, CorruptRecord, UnsupportedRecord
-from tailrace.kafka.chain import Chain, Judged
+from tailrace.errors import BrokerUnavailable, CorruptRecord
+from tailrace.kafka.chain import Chain
 from tailrace.kafka.claims import Claims, Entry
 from tailrace.kafka.connection import Connection, Place
 from tailrace.kafka.feeds import Feed, Feeds
 from tailrace.kafka.reading import Batch, Raw, read
 from tailrace.kafka.topics import Names
-from tailrace.log import AppendRefused, AppendUnknown
+from tailrace.kafka.track import Track
+from tailrace.log import AppendUnknown
 from tailrace.records import Stored
 
 IDLE = 300.0  # seconds that an unused track is kept
 SWEEP = 30.0
 HISTORY = 2.0  # seconds that what was read is kept
-HISTORY_BYTES = 4 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
-
-
-class Track:
-    """One stream as this process follows it. ``last``: its last record that counts."""
-
-    def __init__(self, stream_id: str, key: bytes, partition: Partition) -> None:
-        self.stream_id = stream_id
-        self.key = key
-        self.partition = partition
-        self.last: Stored | None = None
-        self.error: UnsupportedRecord | None = None
-        self.history: list[Stored] | None = None
-        self.followers: set[Callable[[Stored], None]] = set()
-        self.uncertain: set[Callable[[], None]] = set()
-        self.waiting: dict[str, asyncio.Future[int]] = {}
-        self.ready: asyncio.Task[None] | None = None
-        self.used = 0.0
-        self.beginning = 0
-        self.chain: Chain | None = None
-        self.early: list[Raw | tuple[int, int]] = []
-        self._history_bytes = 0
-
-    @property
-    def position(self) -> int:
-        return self.last.position if self.last is not None else 0
-
-    def begin(self, chain: Chain, read: list[Stored]) -> None:
-        """What came before is read: take what came meanwhile."""
-        self.chain = chain
-        self.history = []
-        for stored in read:
-            self._keep(stored)
-        if read:
-            self.last = read[-1]
-        early, self.early = self.early, []
-        for item in early:
-            if isinstance(item, tuple):
-                chain.miss(*item)
-            else:
-                self.feed(item)
-
-    def feed(self, raw: Raw) -> None:
-        """The partition's next record of this stream."""
-        if self.chain is None:
-            self.early.append(raw)
-            return
-        try:
-            judged = self.chain.take(raw)
-        except UnsupportedRecord as error:
-            self.error = error
-            self.doubt()
-            return
-        if judged is not None:
-            self._judged(judged)
-
-    def miss(self, start: int, end: int) -> None:
-        """The partition's next offsets cannot be read."""
-        if self.chain is None:
-            self.early.append((start, end))
-        else:
-            self.chain.miss(start, end)
-
-    def _judged(self, judged: Judged) -> None:
-        waiting = self.waiting.pop(judged.record.nonce, None) if self.waiting else None
-        stored = judged.stored
-        if stored is None:
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(AppendRefused("another record came first"))
-            return
-        self.last = stored
-        if self.history is not None:
-            self._keep(stored)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(stored.position)
-        for deliver in tuple(self.followers):
-            deliver(stored)
-        if stored.record.ending is not None or ends_a_life(stored.record):
-            self.partition.tracks.ended(stored)
-
-    def _keep(self, stored: Stored) -> None:
-        assert self.history is not None
-        self.history.append(stored)
-        self._history_bytes += sum(map(len, stored.record.chunks))
-        if self._history_bytes > HISTORY_BYTES and len(self.history) > 1:
-            self.forget_history()
-
-    def forget_history(self) -> None:
-        self.history = None
-        self._history_bytes = 0
-
-    def doubt(self) -> None:
-        """Whoever follows must read."""
-        for uncertain in tuple(self.uncertain):
-            uncertain()
-
-    @property
-    def idle(self) -> bool:
-        return not self.followers and not self.waiting and (self.ready is None or self.ready.done())
 
 
 class Partition:
