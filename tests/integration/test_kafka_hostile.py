@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,16 @@ from aiokafka.structs import TopicPartition
 
 from tailrace import decide
 from tailrace._ports import choose_port
+from tailrace.command_wire import encode_command
+from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, TailraceError
 from tailrace.fold import State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import Place
+from tailrace.kafka.reading import read
+from tailrace.kafka.sender import parts
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Claim, Incarnation, Status
 from tailrace.records import Record, Stored
@@ -261,3 +266,21 @@ async def test_a_broker_that_comes_back_on_another_port_is_found(tmp_path: Path)
             assert replay(await broker.log.read("s"))[1] == [b"a", b"b"]
         finally:
             await broker.close()
+
+
+async def test_a_command_that_came_second_does_not_outlive_the_first(
+    server: KafkaServer, options: KafkaOptions
+) -> None:
+    """Its submitter died before it removed it, and compaction forgets the first."""
+    async with opened(server, options) as broker:
+        first = await broker.runs.submit(Command("s", "h", b"1", "bytes", "d"))
+        headers, payload = encode_command(replace(first, id="second"))
+        place = broker.names.runs("s")
+        await broker.sender.send(place, b"second", payload, parts(list(headers.items())))
+        assert await broker.runs.find("s") == first
+        (queued,) = broker.runs.table
+        await broker.runs.done(queued, "m")
+        last: dict[bytes | None, bytes | None] = {}
+        async for batch in read(broker.connection, place, 0, await broker.connection.end(place)):
+            last |= {raw.key: raw.value for raw in batch.records}
+        assert last == {first.id.encode(): None, b"second": None, f"{first.id}/m".encode(): None}

@@ -47,6 +47,7 @@ def test_the_first_one_counts_and_the_submitter_of_the_second_is_told() -> None:
     made.forget("b")
     made.take(0, submitted("b"))
     assert len(told) == 2
+    assert [queued.behind for queued in made] == [{"b"}]
 
 
 def test_a_command_that_is_done_makes_room_for_the_next() -> None:

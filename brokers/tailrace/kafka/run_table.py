@@ -6,7 +6,8 @@ A command's messages are in one partition, by stream id, so all processes see th
     key ID/MEMBER   the member has taken it; none once the member has let go of it
 
 Rules. One command waits for a stream id and handler at a time: the first one stored that is not done. One that is
-stored behind it does not count, and its submitter is told which one does. A command that is stored twice is one.
+stored behind it does not count (`Queued.behind`), and its submitter is told which one does. A command that is stored
+twice is one.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Message(NamedTuple):
 
 class Queued:
     """A command that is not done. ``command`` is None where it cannot be read, and ``unread`` says why; ``takers`` are
-    the members that have it, dead ones too."""
+    the members that have it, dead ones too; ``behind`` are the ids of those that do not count because of it."""
 
-    __slots__ = ("command", "headers", "id", "partition", "submitted_ms", "takers", "unread", "value")
+    __slots__ = ("behind", "command", "headers", "id", "partition", "submitted_ms", "takers", "unread", "value")
 
     def __init__(self, command_id: str, partition: int, message: Message) -> None:
         self.id = command_id
@@ -45,6 +46,7 @@ class Queued:
         self.headers = message.headers
         self.value = message.value or b""
         self.takers: set[str] = set()
+        self.behind: set[str] = set()
         self.command: Command | None = None
         self.unread: RecordError | None = None
         try:
@@ -126,6 +128,8 @@ class RunTable:
             standing = self._standing(queued)
             if standing is queued:
                 self._add(queued)
+            else:
+                standing.behind.add(command_id)
         if (told := self._expected.get(command_id)) is not None:
             told(standing)
 

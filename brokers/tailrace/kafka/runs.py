@@ -17,7 +17,7 @@ Which worker takes a free command is a matter of courtesy, not of correctness (`
 
 Rules. A submit whose answer is lost looks at the table and sends the same message again: it is one command. Compaction
 never changes which command counts, since each has a key of its own; a command that came second to another's is removed
-by its submitter, and if that dies, a worker finds the other's ending in the stream and forgets it.
+by its submitter, and if that dies, with the other one: else it would count for whoever reads when that is gone.
 """
 
 from __future__ import annotations
@@ -167,9 +167,10 @@ class KafkaRunQueue:
         await self._confirmed(self._sender.send(self._place(queued), _taker(queued, member_id), None, []))
 
     async def done(self, queued: Queued, member_id: str) -> None:
-        """Remove the command, and whatever names it. Raises `BrokerUnavailable`."""
+        """Remove the command, whatever names it, and what came behind it. Raises `BrokerUnavailable`."""
         place = self._place(queued)
-        keys = [queued.id.encode(), *(_taker(queued, taker) for taker in {*queued.takers, member_id})]
+        behind = [command_id.encode() for command_id in queued.behind]  # first: without it one of them might count
+        keys = [*behind, queued.id.encode(), *(_taker(queued, taker) for taker in {*queued.takers, member_id})]
         await self._confirmed(*[self._sender.send(place, key, None, []) for key in keys])
 
     async def bury(self, queued: Queued, reason: str) -> None:
