@@ -10,6 +10,7 @@ the operations. This carries states, not answers, so it stands beside the table 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -114,11 +115,24 @@ class ObjectStreamDecoder(BaseDecoder[ObjectChunk]):
         self._out.append(ObjectChunk(self._state.tree, operations))
 
 
-DECODERS: Final[Mapping[str, Callable[..., ObjectStreamDecoder]]] = MappingProxyType(
-    {
-        "object-stream": ObjectStreamDecoder,
-        f"object-stream;v={NEWEST}": ObjectStreamDecoder,
-        f"object-stream;v={LEGACY}": partial(ObjectStreamDecoder, legacy=True),
-    }
+@dataclass(frozen=True, slots=True)
+class StateFormat:
+    """The object stream in one dialect, as `tailrace.wire.Format` is a format of chunks."""
+
+    name: str
+    headers: Mapping[str, str]
+    encoder: Callable[[], ObjectStreamEncoder]
+    decoder: Callable[..., ObjectStreamDecoder]
+
+
+NEW: Final = StateFormat("object-stream", HEADERS, ObjectStreamEncoder, ObjectStreamDecoder)
+OLD: Final = StateFormat(
+    f"object-stream;v={LEGACY}",
+    HEADERS,
+    partial(ObjectStreamEncoder, legacy=True),
+    partial(ObjectStreamDecoder, legacy=True),
+)
+STATES: Final[Mapping[str, StateFormat]] = MappingProxyType(
+    {NEW.name: NEW, f"{NEW.name};v={NEWEST}": NEW, OLD.name: OLD}
 )
 """By name and dialect, as `tailrace.wire.FORMATS` has those of chunks."""

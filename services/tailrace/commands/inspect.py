@@ -83,12 +83,12 @@ def inspect(
 def decoder_of(settings: Settings, name: str | None, info: StreamInfo | None) -> tuple[_Decoder, bool]:
     """The decoder of the format asked for, or of a stored stream's own; and whether it reads server-sent events."""
     from tailrace.wire import find_format, format_of
-    from tailrace.wire.object_stream import DECODERS, FORMAT_HEADER
+    from tailrace.wire.object_stream import FORMAT_HEADER, STATES
 
     content_type, headers = (info.content_type, info.headers) if info is not None else (None, ())
     is_states = FORMAT_HEADER.lower() in (header.lower() for header, _ in headers)
-    if (states := DECODERS.get(name or ("object-stream" if is_states else ""))) is not None:
-        return states(max_line=settings.max_line_bytes), True
+    if (states := STATES.get(name or ("object-stream" if is_states else ""))) is not None:
+        return states.decoder(max_line=settings.max_line_bytes), True
     found = find_format(name) if name is not None else format_of(content_type, headers)
     if found is None:
         raise Usage(f"A stream of {content_type or 'no content type'} names no format", hint="Pass --format.")

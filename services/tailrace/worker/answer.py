@@ -28,9 +28,11 @@ from tailrace.message.dialect import LEGACY, NEWEST, Dialect
 from tailrace.message.ids import NewId, id_maker
 from tailrace.message.merge import each
 from tailrace.message.message import Message
+from tailrace.message.object_controller import ObjectChunk, ObjectStreamController
 from tailrace.message.text import Emit
 from tailrace.model import Ending, Status
 from tailrace.wire import Format
+from tailrace.wire.object_stream import StateFormat
 from tailrace.worker.outlet import Outlet
 
 NEW_ID: Final[NewId] = id_maker(secrets.randbelow)
@@ -87,24 +89,32 @@ class Controller(AssistantStreamController):
                 await self._drain()
 
 
-class Answer:
-    """One run's answer in a wire format. ``failure`` is why it takes no more, if so."""
+class StateController(ObjectStreamController):
+    """What a handler writes a state with, for an object stream. A worker makes it; as `Controller`, it can be had
+    without one."""
 
-    def __init__(self, outlet: Outlet, format: Format, most: int) -> None:
+    def __init__(
+        self,
+        emit: Callable[[ObjectChunk], object],
+        drain: Callable[[], Awaitable[None]] = _no_wait,
+        *,
+        dialect: Dialect = NEWEST,
+    ) -> None:
+        super().__init__(emit, dialect=dialect)
+        self._drain = drain
+
+    async def drain(self) -> None:
+        """Let what was written flow, and wait while too much of it is not stored yet."""
+        await self._drain()
+
+
+class Written:
+    """What a handler writes, on its way into the outlet. ``failure`` is why it takes no more, if so."""
+
+    def __init__(self, outlet: Outlet, most: int) -> None:
         self.failure: TooMuchPending | None = None
-        dialect = LEGACY if format.name.endswith(f";v={LEGACY}") else NEWEST
-        self.controller = Controller(self._emit, outlet.drain, dialect=dialect)
         self._outlet = outlet
-        self._format = format
-        self._encoder = format.encoder()
         self._most = most
-        self._ending = False
-
-    def _emit(self, chunk: Chunk) -> None:
-        if not self._ending:
-            self._check()
-        if data := self._encoder.encode(chunk):
-            self._outlet.push(data)
 
     def _check(self) -> None:
         if self.failure is None and self._outlet.pending > self._most:
@@ -113,6 +123,23 @@ class Answer:
             )
         if self.failure is not None:
             raise self.failure
+
+
+class Answer(Written):
+    """One run's answer in a wire format."""
+
+    def __init__(self, outlet: Outlet, format: Format, most: int) -> None:
+        super().__init__(outlet, most)
+        self.controller = Controller(self._emit, outlet.drain, dialect=_dialect(format.name))
+        self._format = format
+        self._encoder = format.encoder()
+        self._ending = False
+
+    def _emit(self, chunk: Chunk) -> None:
+        if not self._ending:
+            self._check()
+        if data := self._encoder.encode(chunk):
+            self._outlet.push(data)
 
     def end(self, ending: Ending, told: str) -> Ending:
         """Write the ending, with ``told`` as an error's words, and return it: another one if the format cannot carry
@@ -131,3 +158,32 @@ class Answer:
         finally:
             self._outlet.close()
         return ending
+
+
+class StateAnswer(Written):
+    """One run's state in an object stream, which has no frame for an end of any kind."""
+
+    def __init__(self, outlet: Outlet, format: StateFormat, most: int) -> None:
+        super().__init__(outlet, most)
+        self.controller = StateController(self._emit, outlet.drain, dialect=_dialect(format.name))
+        self._encoder = format.encoder()
+
+    def _emit(self, chunk: ObjectChunk) -> None:
+        self._check()
+        self._outlet.push(self._encoder.encode(chunk))
+
+    def end(self, ending: Ending, told: str) -> Ending:
+        """Close the outlet. Idempotent."""
+        self._outlet.close()
+        return ending
+
+
+def answer_in(format: Format | StateFormat, outlet: Outlet, most: int) -> Answer | StateAnswer:
+    """What a handler writes in this format, at most ``most`` bytes ahead of the store."""
+    if isinstance(format, StateFormat):
+        return StateAnswer(outlet, format, most)
+    return Answer(outlet, format, most)
+
+
+def _dialect(name: str) -> Dialect:
+    return LEGACY if name.endswith(f";v={LEGACY}") else NEWEST

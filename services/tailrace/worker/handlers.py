@@ -27,11 +27,12 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from tailrace.errors import InvalidInput
 from tailrace.message.controller import AssistantStreamController
-from tailrace.worker.output import Output, of_bytes, of_chunks
+from tailrace.message.object_controller import ObjectStreamController
+from tailrace.worker.output import Output, of_bytes, of_chunks, of_states
 from tailrace.worker.signature import BYTES as BYTES
 from tailrace.worker.signature import TEXT as TEXT
+from tailrace.worker.signature import WRITERS, Role, read
 from tailrace.worker.signature import InvalidHandler as InvalidHandler
-from tailrace.worker.signature import Role, read
 from tailrace.worker.signature import RunContext as RunContext
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -59,10 +60,12 @@ class Handler:
     @property
     def takes_controller(self) -> bool:
         """Whether it writes with a controller; else it yields its chunks."""
-        return "controller" in self.roles
+        return not WRITERS.isdisjoint(self.roles)
 
     def output(self, format: str) -> Output:
         """What a run in this format writes; the empty one is the handler's own. Raises `UnknownFormat`."""
+        if "state" in self.roles:
+            return of_states(self.name, format, self.headers)
         if self.takes_controller:
             return of_chunks(self.name, format, self.headers)
         return of_bytes(self.name, format, self.content_type, self.headers)
@@ -87,9 +90,11 @@ class Handler:
         chunks = self.function(value, context) if self.takes_context else self.function(value)
         return cast("AsyncGenerator[bytes | str, None]", chunks)  # `handler` made sure
 
-    async def answer(self, value: Any, controller: AssistantStreamController, context: RunContext) -> None:
+    async def answer(
+        self, value: Any, controller: AssistantStreamController | ObjectStreamController, context: RunContext
+    ) -> None:
         """Let it write its answer to this input."""
-        given = {"run": context, "controller": controller}
+        given = {"run": context, "controller": controller, "state": controller}
         await self.function(value, *(given[role] for role in self.roles))
 
 
@@ -130,7 +135,8 @@ def _describe(
         raise InvalidHandler(f"Not a handler's name: {name!r}", hint="Use 1 to 64 characters of A-Z a-z 0-9 _ -")
     if policy != "fail":
         raise InvalidHandler(f"{shown}: unknown policy {policy!r}", hint='The policy is "fail".')
-    if content_type is not None and "controller" in signature.roles:
+    writes = not WRITERS.isdisjoint(signature.roles)
+    if content_type is not None and writes:
         raise InvalidHandler(f"{shown}: a controller's content type is that of the run's format: pass none")
     if input is None:
         if signature.input not in signature.hints:
@@ -142,8 +148,8 @@ def _describe(
         adapter.json_schema()
     except PydanticUserError as error:
         raise InvalidHandler(f"{shown}: pydantic cannot validate its input {input!r}: {error.message}") from error
-    if "controller" in signature.roles:
-        content_type = of_chunks(name, "", headers).content_type
+    if writes:
+        content_type = (of_states if "state" in signature.roles else of_chunks)(name, "", headers).content_type
     return Handler(name, function, adapter, policy, content_type or signature.content_type, headers, signature.roles)
 
 

@@ -31,7 +31,7 @@ from tailrace.errors import (
 )
 from tailrace.message.controller import describe
 from tailrace.model import Ending, Lease, Status
-from tailrace.worker.answer import Answer
+from tailrace.worker.answer import Answer, StateAnswer, answer_in
 from tailrace.worker.handlers import Handler, RunContext, pieces
 from tailrace.worker.outlet import Outlet, OutletClosed
 from tailrace.worker.output import Output
@@ -78,7 +78,7 @@ class Run:
         self._producer: asyncio.Task[None] | None = None
         self._stop: Ending | None = None
         self._ending: Ending | None = None
-        self._answer: Answer | None = None
+        self._answer: Answer | StateAnswer | None = None
         self._told = ""  # a handler's error, as its error chunk says it
 
     def stop(self, ending: Ending) -> None:
@@ -92,7 +92,7 @@ class Run:
     async def execute(self, handler: Handler, value: Any, lease: Lease, output: Output) -> bool:
         """Run the handler, and return whether the stream has an ending (False: this worker was fenced)."""
         if output.wire is not None:
-            self._answer = Answer(self._outlet, output.wire, self._pace.max_pending_bytes)
+            self._answer = answer_in(output.wire, self._outlet, self._pace.max_pending_bytes)
         self._producer = asyncio.create_task(self._produce(handler, value, output), name=f"handler {handler.name}")
         # not in the producer: one that is cancelled before its first step runs no line of its own
         self._producer.add_done_callback(lambda _: self._close())

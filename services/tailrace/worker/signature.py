@@ -1,8 +1,8 @@
 """What a handler's function asks for, read from its signature.
 
 An async generator function takes its input and, if it likes, the `RunContext`. An async function takes its input and,
-recognised by their annotations and in any order, an `AssistantStreamController` (`Controller`) and perhaps the
-`RunContext`.
+recognised by their annotations and in any order, an `AssistantStreamController` (`Controller`) or an
+`ObjectStreamController` (`StateController`), and perhaps the `RunContext`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from tailrace.errors import RunError
 from tailrace.message.controller import AssistantStreamController
+from tailrace.message.object_controller import ObjectStreamController
 
 BYTES, TEXT = "application/octet-stream", "text/plain; charset=utf-8"
-Role: TypeAlias = Literal["run", "controller"]
+Role: TypeAlias = Literal["run", "controller", "state"]
+WRITERS: frozenset[Role] = frozenset({"controller", "state"})
 _ASYNC_ITERATORS = (AsyncGenerator, AsyncIterable, AsyncIterator)
 
 
@@ -68,15 +70,15 @@ def read(function: Callable[..., Any], shown: str, *, told: bool) -> Signature:
     first, *others = _positional(function, shown)
     roles = tuple(_role(hints.get(parameter.name)) for parameter in others)
     if yields:
-        if "controller" in roles:
+        if WRITERS.intersection(roles):
             raise InvalidHandler(f"{shown} yields and takes a controller: do one of them")
         return Signature(first.name, ("run",) if others else (), hints)
-    if "controller" not in roles:
+    if not WRITERS.intersection(roles):
         raise InvalidHandler(
             f"{shown} is no async generator function and takes no controller: `yield` its chunks, or annotate a "
             "parameter with Controller"
         )
-    if len(set(roles)) < len(roles) or None in roles:
+    if len({role if role == "run" else "writer" for role in roles}) < len(roles) or None in roles:
         names = ", ".join(parameter.name for parameter in others)
         raise InvalidHandler(f"{shown}: annotate one parameter of {names} with Controller, another with RunContext")
     return Signature(first.name, tuple(role for role in roles if role is not None), hints)
@@ -101,6 +103,8 @@ def _role(annotation: Any) -> Role | None:
         return "run"
     if isinstance(annotation, type) and issubclass(annotation, AssistantStreamController):
         return "controller"
+    if isinstance(annotation, type) and issubclass(annotation, ObjectStreamController):
+        return "state"
     return None
 
 

@@ -428,7 +428,10 @@ async def lines(input: Nothing) -> AsyncIterator[str]:
 async def test_an_unknown_format_lists_the_known_ones(serve: Any) -> None:
     service = await serve(lines)
     for name in ("morse", "data-stream;v=9", "text;v=1", ""):
-        assert problem(await service.run("lines", format=name))["known"] == ["bytes", "text", *FORMATS]
+        assert problem(await service.run("lines", format=name))["known"] == [
+            *("bytes", "text", *FORMATS),
+            *("object-stream", "object-stream;v=0.3.15"),
+        ]
 
 
 async def test_a_handler_serves_its_own_kind_and_the_id_of_a_refused_run_is_free(serve: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tailrace.message.chunks import chunk_from_json
 from tailrace.wire import FORMATS, format_of
 from tailrace.wire.errors import JsonTooDeep
 from tailrace.wire.jsjson import MAX_DEPTH, parse, stringify
-from tailrace.wire.object_stream import DECODERS, HEADERS, object_stream
+from tailrace.wire.object_stream import HEADERS, STATES, object_stream
 
 DOCS = Path(__file__).parents[3] / "docs"
 INDEX = DOCS / "formats.md"
@@ -30,7 +29,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 SHARED = dict(blocks(INDEX))["jsonl chunks"]
 FOUND = {info: text for page in PAGES for info, text in blocks(page) if not info.startswith("python")}
-NAMES = [*FORMATS, *(name for name in DECODERS if not name.endswith("0.3.44"))]
+NAMES = [*FORMATS, *(name for name in STATES if not name.endswith("0.3.44"))]
 SAME = {"assistant-transport;v=0.3.15": "assistant-transport"}  # as its page says
 
 
@@ -78,7 +77,7 @@ def test_the_chunks_of_the_page_become_its_bytes(name: str) -> None:
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bytes_of_the_page_are_read_as_it_says(name: str, size: int) -> None:
-    makers: dict[str, Callable[[], Any]] = {name: partial(maker) for name, maker in DECODERS.items()}
+    makers: dict[str, Callable[[], Any]] = {name: format.decoder for name, format in STATES.items()}
     decoder = makers[name]() if name in makers else FORMATS[name].decoder()
     data = the_bytes(name)
     read = [chunk for at in range(0, len(data), size) for chunk in decoder.feed(data[at : at + size])]

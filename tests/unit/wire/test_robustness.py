@@ -21,17 +21,17 @@ from tailrace.message.state import StateAccumulator
 from tailrace.wire import FORMATS
 from tailrace.wire.errors import InvalidJson, JsonTooDeep, LineTooLong, StreamCut, WireError
 from tailrace.wire.jsjson import stringify
-from tailrace.wire.object_stream import DECODERS, ObjectChunk, ObjectStreamEncoder
+from tailrace.wire.object_stream import STATES, ObjectChunk, ObjectStreamEncoder
 
 Make = Callable[..., Any]
 few = settings(max_examples=25)  # of each decoder, and every example is read three times
 
 MAKERS: dict[str, Make] = {
     **{name: format.decoder for name, format in FORMATS.items()},
-    **{name: maker for name, maker in DECODERS.items() if not name.endswith("0.3.44")},
+    **{name: format.decoder for name, format in STATES.items() if not name.endswith("0.3.44")},
     "data-stream lenient": partial(FORMATS["data-stream"].decoder, strict=False),
     "assistant-transport lenient": partial(FORMATS["assistant-transport"].decoder, strict=False),
-    "object-stream lenient": partial(DECODERS["object-stream"], strict=False),
+    "object-stream lenient": partial(STATES["object-stream"].decoder, strict=False),
 }
 TEXT = [name for name in MAKERS if name.startswith("plain-text")]
 LINES = [name for name in MAKERS if name not in TEXT]
@@ -59,7 +59,7 @@ OPERATIONS: list[list[dict[str, Any]]] = [
 def valid(name: str) -> bytes:
     """An answer in the format, from its own encoder."""
     base = name.removesuffix(" lenient")
-    if base in DECODERS:
+    if base in STATES:
         encoder = ObjectStreamEncoder(legacy=base.endswith("0.3.15"))
         state = StateAccumulator({})
         parts = []
