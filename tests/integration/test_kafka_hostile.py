@@ -23,13 +23,14 @@ from tailrace.fold import State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
 from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.claims import Entry
 from tailrace.kafka.connection import Place
 from tailrace.kafka.reading import read
 from tailrace.kafka.sender import parts
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Claim, Incarnation, Status
 from tailrace.records import Record, Stored
-from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_server import KafkaCluster, KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.worlds import replay
 
@@ -218,7 +219,7 @@ async def test_what_the_table_forgets_is_not_remembered_by_a_track(server: Kafka
 
 
 async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
-    server: KafkaServer, options: KafkaOptions
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two topics may have different leaders, and one of them may be slow."""
     async with opened(server, options) as writer, opened(server, options) as reader:
@@ -230,10 +231,15 @@ async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
         await reader.log._tracks.current("s")
         track.forget_history()
         reader.claims._entries.pop("s", None)
-        body = {"k": "open", "start": 3, "base": 0, "keep": 1 << 40}
-        reading = asyncio.create_task(reader.log.read("s"))
-        await writer.sender.send(writer.names.all_claims[0], b"s", json.dumps(body).encode(), [])
-        state, chunks = replay(await reading)
+        current = reader.claims.current
+
+        async def late(stream_id: str) -> Entry | None:
+            body = {"k": "open", "start": 3, "base": 0, "keep": 1 << 40}
+            await writer.sender.send(writer.names.all_claims[0], b"s", json.dumps(body).encode(), [])
+            return await current(stream_id)
+
+        monkeypatch.setattr(reader.claims, "current", late)
+        state, chunks = replay(await reader.log.read("s"))
         assert (state.incarnation, chunks) == (Incarnation(1, 7), [b"a"])
 
 
@@ -284,3 +290,25 @@ async def test_a_command_that_came_second_does_not_outlive_the_first(
         async for batch in read(broker.connection, place, 0, await broker.connection.end(place)):
             last |= {raw.key: raw.value for raw in batch.records}
         assert last == {first.id.encode(): None, b"second": None, f"{first.id}/m".encode(): None}
+
+
+@pytest.mark.slow
+async def test_a_node_that_says_nothing_holds_up_nobody_elses_streams(tmp_path: Path) -> None:
+    with KafkaCluster(tmp_path / "kafka") as cluster:
+        patient = KafkaOptions(partitions=6, claims_partitions=1, replicas=3, request_timeout=30.0)
+        broker = await open_kafka(cluster.url.partition("/?")[0], options=patient)
+        try:
+            leaders = {place: broker.connection.leader(place) for place in broker.names.all_records}
+            silent = cluster.leader(broker.names.all_records[0].topic)
+            silent.pause()
+            led = [place for place, leader in leaders.items() if leader == silent.id]
+            assert 0 < len(led) < len(leaders)
+            stuck = [asyncio.create_task(broker.connection.end(place)) for place in led]
+            await asyncio.sleep(0)
+            async with asyncio.timeout(patient.request_timeout / 2):
+                await asyncio.gather(*(broker.connection.end(one) for one in leaders if one not in led))
+            silent.resume()
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*stuck)
+        finally:
+            await broker.close()

@@ -226,7 +226,6 @@ async def test_compaction_leaves_what_is_not_done(server: KafkaServer, options: 
         if source == 1
     }
     await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=held | eager)])
-    await admin.close()
     left = await broker.runs.submit(replace(COMMAND, stream_id="left"))
     place = broker.names.runs("left")
     names = [name for name in (f"s-{number}" for number in range(100)) if broker.names.runs(name) == place][:5]
@@ -255,6 +254,8 @@ async def test_compaction_leaves_what_is_not_done(server: KafkaServer, options: 
             break
         await asyncio.sleep(0.5)
     await until(lambda: queued(broker) == [left.id])
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=held)])  # else it is refused
+    await admin.close()
     fresh = await open_kafka(server.url, options=options)
     try:
         assert queued(fresh) == [left.id]

@@ -78,8 +78,8 @@ class Connection:
         self.damaged = 0
         self._client = AIOKafkaClient(**self.library, request_timeout_ms=int(patience * 1000) + 500)
         self.topics: list[str] = []
-        self._asked: dict[Place, asyncio.Future[int]] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._asked: dict[int | None, dict[Place, asyncio.Future[int]]] = {}  # by node
+        self._asking: dict[int | None, asyncio.Task[None]] = {}
 
     def __str__(self) -> str:
         return str(self.address)
@@ -211,19 +211,21 @@ class Connection:
         return list(await asyncio.gather(*(self.end(place) for place in places)))
 
     async def end(self, place: Place) -> int:
-        future = self._asked.get(place)
+        node = self.leader(place)  # each for itself: one that does not answer must not hold up the others
+        asked = self._asked.setdefault(node, {})
+        future = asked.get(place)
         if future is None:
-            future = self._asked[place] = asyncio.get_running_loop().create_future()
+            future = asked[place] = asyncio.get_running_loop().create_future()
             future.add_done_callback(_retrieve)
-            if self._asking is None:  # one look-up at a time: what is asked meanwhile goes together
-                self._asking = asyncio.create_task(self._ask_ends())
+            if node not in self._asking:  # one look-up at a time: what is asked meanwhile goes together
+                self._asking[node] = asyncio.create_task(self._ask_ends(node))
         return await asyncio.shield(future)
 
-    async def _ask_ends(self) -> None:
+    async def _ask_ends(self, node: int | None) -> None:
         try:
-            while self._asked:
+            while node in self._asked:
                 await asyncio.sleep(0)
-                asked, self._asked = self._asked, {}
+                asked = self._asked.pop(node)
                 try:
                     found = await self.offsets(list(asked), OffsetResetStrategy.LATEST)
                 except BaseException as error:
@@ -239,7 +241,7 @@ class Connection:
                         if not future.done():
                             future.set_result(found[place])
         finally:
-            self._asking = None
+            del self._asking[node]
 
     async def offsets(self, places: Sequence[Place], which: int) -> dict[Place, int]:
         """The partitions' first (`OffsetResetStrategy.EARLIEST`) or end offsets. Raises `BrokerUnavailable`."""
@@ -299,9 +301,14 @@ class Connection:
     async def close(self) -> None:
         """Close every connection. A second call does nothing."""
         self.closed = True
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait({self._asking})
+        if asking := tuple(self._asking.values()):
+            for task in asking:
+                task.cancel()
+            await asyncio.wait(asking)
+        for asked in self._asked.values():
+            for future in asked.values():
+                if not future.done():
+                    future.set_exception(BrokerUnavailable("It was closed"))
         try:
             async with asyncio.timeout(CLOSE_PATIENCE):  # a peer that is gone says no goodbye
                 await self._client.close()
