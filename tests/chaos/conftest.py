@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import httpx
 import pytest
@@ -39,7 +39,13 @@ class Broker(Protocol):
 BROKERS = {"jetstream": NatsServer, "jetstream-r3": NatsCluster, "kafka": KafkaServer, "redis": RedisServer}
 
 
-@pytest.fixture(params=list(BROKERS))
+def one_is_fast(names: Iterable[str]) -> list[Any]:
+    """The first is tried with every change, the others by the long suites."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
+@pytest.fixture(params=one_is_fast(BROKERS))
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     with BROKERS[request.param](tmp_path / "broker") as running:
         yield running

@@ -71,6 +71,7 @@ class TestRedis(OnRedis):
         return local_url
 
 
+@pytest.mark.slow
 class TestRedisInTheOldLayout(OnRedis):
     layout = "0.3.15"
 

@@ -16,6 +16,7 @@ import httpx
 from tailrace.testing.servers import NatsServer
 
 Complaint = Callable[[Any], str]
+VERY_SLOW = '{"text": "%s", "rate": 5, "chunk": 1}' % ("0123456789" * 60)
 SLOW = '{"text": "0123456789abcdefghij", "rate": 5, "chunk": 1}'
 
 HANDLERS = """
@@ -202,7 +203,7 @@ def test_a_run_is_cancelled_and_deleted_at_a_gateway_or_on_the_store(cli: Any, s
     gateway = cli.serve("gateway", "--store", server.url, "--port", "0")
     http, store = ("--gateway", gateway.url), ("--store", server.url)
     for name, at in (("a", http), ("b", store)):
-        run = cli.start("run", "echo", "--input", SLOW, "--id", name, *http)
+        run = cli.start("run", "echo", "--input", VERY_SLOW, "--id", name, *http)
         assert run.stdout.read(2) == b"01"
         assert status(cli, name, *at)["status"] == "streaming"
         done = cli("cancel", name, *at)

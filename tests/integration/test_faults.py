@@ -61,7 +61,10 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "jetstream", "kafka", "redis"])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(params=["memory", "jetstream", pytest.param("kafka", marks=SLOW), pytest.param("redis", marks=SLOW)])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     made: World = MemoryWorld()
     if request.param == "jetstream":
@@ -598,7 +601,12 @@ async def test_a_broker_away_for_three_lease_times_ends_no_answer(world: World, 
 
 @pytest.mark.parametrize("how", ["paused", "killed"])
 @pytest.mark.parametrize(
-    ("kind", "world_of"), [(NatsServer, JetStreamWorld), (KafkaServer, KafkaWorld), (RedisServer, RedisWorld)]
+    ("kind", "world_of"),
+    [
+        (NatsServer, JetStreamWorld),
+        pytest.param(KafkaServer, KafkaWorld, marks=SLOW),
+        pytest.param(RedisServer, RedisWorld, marks=SLOW),
+    ],
 )
 async def test_a_server_away_for_three_lease_times_ends_no_answer(
     tmp_path: Path,

@@ -104,7 +104,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "jetstream", "redis"])
+@pytest.fixture(params=["memory", "jetstream", pytest.param("redis", marks=pytest.mark.slow)])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     made: World = MemoryWorld(lease_ttl=600)
     if request.param == "jetstream":
