@@ -34,6 +34,8 @@ from tailrace.testing.kafka_server import KafkaCluster, KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.worlds import replay
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60.0
 CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
 DEEP = b"[" * 100_000

@@ -31,6 +31,8 @@ from tailrace.testing.kit import until_ending
 from tailrace.testing.worlds import replay
 from tailrace.writer import MAX_CHUNKS_A_RECORD
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60.0
 OPTIONS = KafkaOptions(prefix="log", partitions=2, claims_partitions=1)
 CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())

@@ -31,6 +31,8 @@ from tailrace.model import Limits
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.servers import NatsServer
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 15.0  # seconds within which a set-up that cannot work says so
 OPTIONS = KafkaOptions(partitions=2, claims_partitions=1, connect_timeout=2.0, request_timeout=3.0)
 _prefixes = (f"setup{number}" for number in count())

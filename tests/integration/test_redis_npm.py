@@ -32,7 +32,7 @@ NODE = Path(__file__).parents[1] / "node"
 sys.path.insert(0, str(NODE))
 from install import NoNode, installed, node  # noqa: E402
 
-pytestmark = [pytest.mark.node]
+pytestmark = [pytest.mark.node, pytest.mark.slow]
 RELEASES = {"old": "0.3.15", "new": "0.3.44"}
 PATIENCE = 30.0
 _prefixes = (f"npm{number}" for number in itertools.count())
