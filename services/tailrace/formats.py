@@ -1,8 +1,8 @@
 """What a run's ``format`` may say: read by the gateway that accepts the run and by the worker that serves it.
 
 ``bytes`` and ``text`` are a handler's own bytes, as they are. The others are wire formats, which a controller's chunks
-are encoded in (``text`` is plain text there), or its states, in an object stream.
-Which of them a handler can serve, only its worker knows.
+are encoded in (``text`` is plain text there), or its states, in an object stream. Which of them a handler can serve,
+only its worker knows.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tailrace.client.errors import NotAtBeginning
 from tailrace.errors import UnknownFormat
 from tailrace.message.accumulator import AssistantMessageAccumulator
 from tailrace.message.chunks import Chunk
-from tailrace.message.dialect import LEGACY, NEWEST
+from tailrace.message.dialect import dialect_of
 from tailrace.message.ids import id_maker
 from tailrace.message.message import Message
 from tailrace.wire import Decoder, Format, find_format, format_of
@@ -71,7 +71,7 @@ class Decoding:
     def _decoder_of(self, headers: Mapping[str, str]) -> Decoder:
         if self._decoder is None:
             format = format_for(self._name, headers)
-            dialect = LEGACY if format.name.endswith(f"v={LEGACY}") else NEWEST
+            dialect = dialect_of(format.name)
             self._decoder = format.decoder()
             self._accumulator = AssistantMessageAccumulator(
                 clock=lambda: time.time() * 1000, new_id=id_maker(secrets.randbelow), dialect=dialect

@@ -24,7 +24,7 @@ from tailrace.errors import TailraceError, TooMuchPending
 from tailrace.message.accumulator import AssistantMessageAccumulator
 from tailrace.message.chunks import Chunk, ErrorChunk
 from tailrace.message.controller import AssistantStreamController
-from tailrace.message.dialect import LEGACY, NEWEST, Dialect
+from tailrace.message.dialect import NEWEST, Dialect, dialect_of
 from tailrace.message.ids import NewId, id_maker
 from tailrace.message.merge import each
 from tailrace.message.message import Message
@@ -130,7 +130,7 @@ class Answer(Written):
 
     def __init__(self, outlet: Outlet, format: Format, most: int) -> None:
         super().__init__(outlet, most)
-        self.controller = Controller(self._emit, outlet.drain, dialect=_dialect(format.name))
+        self.controller = Controller(self._emit, outlet.drain, dialect=dialect_of(format.name))
         self._format = format
         self._encoder = format.encoder()
         self._ending = False
@@ -165,7 +165,7 @@ class StateAnswer(Written):
 
     def __init__(self, outlet: Outlet, format: StateFormat, most: int) -> None:
         super().__init__(outlet, most)
-        self.controller = StateController(self._emit, outlet.drain, dialect=_dialect(format.name))
+        self.controller = StateController(self._emit, outlet.drain, dialect=dialect_of(format.name))
         self._encoder = format.encoder()
 
     def _emit(self, chunk: ObjectChunk) -> None:
@@ -183,7 +183,3 @@ def answer_in(format: Format | StateFormat, outlet: Outlet, most: int) -> Answer
     if isinstance(format, StateFormat):
         return StateAnswer(outlet, format, most)
     return Answer(outlet, format, most)
-
-
-def _dialect(name: str) -> Dialect:
-    return LEGACY if name.endswith(f";v={LEGACY}") else NEWEST
