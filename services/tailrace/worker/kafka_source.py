@@ -1,4 +1,5 @@
-"""Feeds a runner from Kafka: commands from the table that every process keeps, cancels through FastStream.
+"""Feeds a runner from Kafka: commands from the table that every process keeps, cancels through FastStream
+(`tailrace.worker.kafka_cancels`).
 
 Theory. The topic of runs is a table (`tailrace.kafka.runs`), and this process has it. A command is free when nobody
 alive has taken it; a free one is delivered here when its turn comes (`tailrace.worker.turns`) and the runner has room.
@@ -15,30 +16,24 @@ Rules.
   and after a few such deaths it is poison.
 - A command is done when its stream has an ending. If the broker does not hear that, it is told again, and meanwhile
   the command is not looked at.
-- FastStream's consumer has no group and commits nothing. It begins at the end that the topic has before the first run
-  is taken, and it reconnects by itself, for ever.
+- Cancels are heard before the first run is taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, cast
 
 import structlog
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
-from faststream import AckPolicy
-from faststream.kafka import KafkaBroker, TopicPartition
-from faststream.kafka.annotations import KafkaMessage
 
 from tailrace.contracts import Command, Members, StreamStore
-from tailrace.errors import BrokerError, BrokerUnavailable
+from tailrace.errors import BrokerError
 from tailrace.kafka.run_table import Queued
 from tailrace.kafka.runs import KafkaRunQueue
 from tailrace.worker.handlers import Handler
+from tailrace.worker.kafka_cancels import Cancels
 from tailrace.worker.runner import Runner
 from tailrace.worker.turns import Turns, rank
 
@@ -48,24 +43,6 @@ STEP = 0.25  # seconds that a worker leaves to each one whose turn comes before 
 LOOK = 1.0  # seconds between two looks at who was lost
 LEAST_DELAY = 0.05
 STOP_WAIT = 2.0
-
-
-class CancelBroker(KafkaBroker):
-    """A FastStream broker that only consumes, with the store's own servers, login and TLS."""
-
-    def __init__(self, library: Mapping[str, Any]) -> None:
-        super().__init__(
-            list(library["bootstrap_servers"]),
-            logger=None,
-            graceful_timeout=1.0,
-            consumer_only=True,
-            allow_auto_create_topics=False,
-        )
-        self._library = library
-
-    async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
-        self.config.broker_config.builder = builder = partial(_consumer, self._library)
-        return builder
 
 
 class KafkaDelivery:
@@ -114,10 +91,10 @@ class KafkaSource:
         self._undone: dict[str, Queued] = {}  # ended, and the broker has not heard so
         self._feeding: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._broker: CancelBroker | None = None
+        self._cancels = Cancels(runs, members.id, runner.cancel)
 
     async def start(self) -> None:
-        await self._hear_cancels()  # before the first run is taken
+        await self._cancels.start()  # before the first run is taken
         self._runs.table.on_change = self._changed
         for queued in self._runs.table:
             self._consider(queued)
@@ -242,36 +219,6 @@ class KafkaSource:
             raise
         await self.finish(queued)
 
-    # --- cancels
-
-    async def _hear_cancels(self) -> None:
-        broker = CancelBroker(self._runs.connection.library)
-        subscriber = broker.subscriber(
-            partitions=[TopicPartition(*self._runs.cancels)],
-            auto_offset_reset="latest",
-            fetch_max_wait_ms=int(self._runs.connection.options.fetch_wait * 1000),  # news end the wait at once
-            ack_policy=AckPolicy.ACK_FIRST,
-            decoder=_raw,
-        )
-        subscriber(self._cancel)
-        self._broker = broker
-        try:
-            async with asyncio.timeout(2 * self._runs.connection.options.request_timeout):
-                await broker.start()
-                # "latest" is only looked up here, and must not be later than the first run
-                assert subscriber.consumer is not None
-                await subscriber.consumer.position(subscriber.partitions[0])
-        except (KafkaError, OSError, TimeoutError) as error:
-            await self.close()
-            raise BrokerUnavailable(f"Cancels cannot be heard from {self._runs.connection}: {error!r}") from error
-
-    async def _cancel(self, message: KafkaMessage) -> None:
-        if cast("Any", message.raw_message).key != self._members.id.encode():
-            return
-        stream_id = message.body.decode(errors="replace")
-        found = self._runner.cancel(stream_id)
-        log.info("run-cancelled" if found else "cancel-of-no-run", stream=stream_id)
-
     # --- the end
 
     async def stop(self) -> None:
@@ -293,21 +240,7 @@ class KafkaSource:
         mine = [queued for queued in self._runs.table.taken_by(self._members.id) if queued.id not in self._undone]
         self._in_hand.clear()
         await asyncio.gather(*(self._runs.let_go(one, self._members.id) for one in mine), return_exceptions=True)
-        broker, self._broker = self._broker, None
-        if broker is not None:
-            try:
-                await asyncio.wait_for(broker.stop(), STOP_WAIT)
-            except (TimeoutError, KafkaError, OSError) as error:  # the broker is away: nothing is left to tell it
-                log.info("unsubscribe-unheard", error=str(error))
-
-
-def _consumer(library: Mapping[str, Any], **chosen: Any) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(**{**chosen, **library})
-
-
-async def _raw(message: KafkaMessage) -> bytes:
-    """The body as it came."""
-    return message.body
+        await self._cancels.close()
 
 
 def make(store: StreamStore, runner: Runner, handlers: Mapping[str, Handler]) -> KafkaSource:

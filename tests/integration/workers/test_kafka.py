@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
-from worker_deployment import Deployment, Gate, body, ended, first_bytes, submit, until, working
+from worker_deployment import Deployment, Gate, body, ended, first_bytes, store_options, submit, until, working
 from worker_suite import WorkerSuite
 
+from tailrace._ports import is_free
 from tailrace.command_wire import encode_command
 from tailrace.connect import connect
 from tailrace.contracts import Command
+from tailrace.embedded import read_record
+from tailrace.errors import BrokerUnavailable
 from tailrace.model import Status
 from tailrace.store import LogStore
 from tailrace.testing.kafka_server import KafkaServer
@@ -113,6 +121,43 @@ async def test_a_login_is_used_for_runs_and_cancels_too(tmp_path: Path) -> None:
         await first_bytes(store, "a")
         await store.runs.cancel(store.members.id, "a")
         assert (await ended(store, "a")).status is Status.CANCELLED
+
+
+@asynccontextmanager
+async def moved(home: Path) -> AsyncIterator[None]:
+    """The embedded node of ``home`` killed, and its port taken by somebody else before its supervisor looks."""
+    before = read_record(home)
+    assert before.supervisor_pid is not None
+    assert before.server_pid is not None
+    os.kill(before.supervisor_pid, signal.SIGSTOP)
+    try:
+        os.kill(before.server_pid, signal.SIGKILL)
+        await until(lambda: is_free(before.port))
+        stranger = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", before.port)
+    finally:
+        os.kill(before.supervisor_pid, signal.SIGCONT)
+    async with stranger:
+        await until(lambda: read_record(home).port != before.port)
+        yield
+
+
+@pytest.mark.chaos
+async def test_cancels_are_heard_from_an_embedded_node_that_came_back_on_another_port(tmp_path: Path) -> None:
+    gate, home = Gate(), tmp_path / "kafka"
+    async with await connect(f"embedded+kafka://{home}", store_options(60)) as store, working(store, gate.handler):
+        await submit(store, "a", "gate")
+        await first_bytes(store, "a")
+        async with moved(home):
+            heard = False
+            while not heard:  # one cancel that the broker has is enough
+                with contextlib.suppress(BrokerUnavailable):
+                    await store.runs.cancel(store.members.id, "a")
+                    heard = True
+            assert (await ended(store, "a")).status is Status.CANCELLED
+            await submit(store, "b", "gate")
+            await first_bytes(store, "b")
+            await store.runs.cancel(store.members.id, "b")
+            assert (await ended(store, "b")).status is Status.CANCELLED
 
 
 async def test_what_cannot_be_run_is_a_dead_letter(deployment: Deployment, shared: KafkaServer, prefix: str) -> None:
