@@ -20,6 +20,7 @@ class Consumer:
         self._name = name
         self._handlers = {queue.names.runs(handler): handler for handler in handlers}
         self._line = queue.connection.another()
+        self._idle = max(1, int(queue.ack_wait * 1000))  # milliseconds
         self._looked = 0.0
 
     async def join(self) -> None:
@@ -58,13 +59,18 @@ class Consumer:
         return found
 
     async def _reclaim(self) -> list[Taken]:
+        """The oldest command that fell silent, or none. (``XAUTOCLAIM`` looks at ten entries for each that it may
+        claim: behind ten that are being worked on it finds nothing.)"""
         for key in self._handlers:
-            idle = int(self._queue.ack_wait * 1000)
-            answer = await self._queue.ask("XAUTOCLAIM", key, GROUP, self._name, idle, "0-0", "COUNT", 1)
-            for at, fields in answer[1]:
-                pending = await self._queue.ask("XPENDING", key, GROUP, at, at, 1)
-                taken = await self._load(key, at, fields, int(pending[0][3]) if pending else 2)
-                return [taken] if taken is not None else await self._reclaim()
+            while silent := await self._queue.ask("XPENDING", key, GROUP, "IDLE", self._idle, "-", "+", 1):
+                at, _, _, deliveries = silent[0]
+                claimed = await self._queue.ask("XCLAIM", key, GROUP, self._name, self._idle, at)
+                if not claimed:  # somebody else was faster, or it was acked
+                    continue
+                fields = claimed[0][1] if claimed[0] else None
+                taken = await self._load(key, at, fields, int(deliveries) + 1)
+                if taken is not None:
+                    return [taken]
         return []
 
     async def _load(self, key: str, at: bytes, flat: list[bytes] | None, deliveries: int) -> Taken | None:
@@ -91,14 +97,13 @@ class Consumer:
     async def leave(self) -> None:
         """Put back what is still in this consumer's hands, and forget the consumer. Raises `BrokerError`."""
         for key in self._handlers:
-            while pending := await self._queue.ask("XPENDING", key, GROUP, "-", "+", 100, self._name):
+            while pending := await self._queue.part(key, self._name):
                 for at, _, _, deliveries in pending:
                     entries = await self._queue.ask("XRANGE", key, at, at)
                     flat = entries[0][1] if entries else None
                     taken = await self._load(key, at, flat, int(deliveries))
                     if taken is not None:
                         await self._queue.retry(taken, self._name)
-            await self._queue.ask("XGROUP", "DELCONSUMER", key, GROUP, self._name)
 
     async def close(self) -> None:
         """Close the connection: the server forgets a read that waits there. Idempotent."""

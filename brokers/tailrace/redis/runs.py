@@ -2,7 +2,7 @@
 
 Theory. A command is accepted when the hash of its stream id has none of its handler and now holds it; an entry in the
 handler's stream says that there is work. So a second submit finds the first, and an entry without its command is an
-acked one's. Entries are taken through the group; whoever falls silent for ``ack_wait`` loses them to ``XAUTOCLAIM``.
+acked one's. Entries are taken through the group; whoever falls silent for ``ack_wait`` loses them to another's claim.
 
 Rules.
 
@@ -69,6 +69,13 @@ if redis.call('HGET', KEYS[1], 'c:' .. ARGV[5]) == ARGV[6] then
   redis.call('HDEL', KEYS[1], 'm:' .. ARGV[5], 'i:' .. ARGV[5], 'c:' .. ARGV[5])
 end
 return 1
+""")
+
+# In one step: a consumer takes what it still holds with it, and what its last read brings comes at any moment.
+_PART = Script("""
+local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100, ARGV[2])
+if #held == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+return held
 """)
 
 
@@ -157,6 +164,13 @@ class RedisRunQueue:
 
         channel = self._listener.add(self.names.cancels(member_id), 0, take, lambda: None)
         return lambda: self._listener.remove(channel)
+
+    async def part(self, key: str, consumer: str) -> Any:
+        """Forget a consumer of a handler's stream that holds nothing; else what it holds, as ``XPENDING`` tells it."""
+        try:
+            return await self.connection.run(_PART, (key,), GROUP, consumer)
+        except Unanswered as error:
+            raise BrokerUnavailable(str(error)) from None
 
     async def settle(self, taken: Taken, consumer: str, verb: str, *arguments: Any) -> bool:
         """Do ``verb`` (ack, working, retry, bury) with an entry; False where it is in other hands now."""

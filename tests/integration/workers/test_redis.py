@@ -160,3 +160,51 @@ async def test_a_silent_consumer_loses_its_command_and_changes_nothing_afterward
     assert await broker.runs.find("a") is None
     await silent.close()
     await next_one.close()
+
+
+async def test_a_silent_command_is_found_behind_many_that_are_worked_on(broker: Redis) -> None:
+    busy, silent, next_one = (Consumer(broker.runs, name, ["gate"]) for name in ("busy", "silent", "next"))
+    await busy.join()
+    held: list[Any] = []
+    for number in range(25):
+        await broker.runs.submit(command(f"s{number}"))
+        held += await busy.take()
+    await broker.runs.submit(command("lost"))
+    await silent.take()
+
+    async def work() -> None:
+        while True:
+            for taken in held:
+                await broker.runs.working(taken, "busy")
+
+    working_on = asyncio.create_task(work())
+    found: list[Any] = []
+    async with asyncio.timeout(60):
+        while "lost" not in [taken.stream_id for taken in found]:
+            found += await next_one.take()
+    working_on.cancel()
+    for consumer in (busy, silent, next_one):
+        await consumer.close()
+
+
+async def test_a_consumer_that_leaves_takes_nothing_with_it(broker: Redis) -> None:
+    """A read of its that still waits may bring a command between a look at what it holds and its end."""
+    leaving, next_one = Consumer(broker.runs, "leaving", ["gate"]), Consumer(broker.runs, "next", ["gate"])
+    await leaving.join()
+    for round_ in range(10):
+        reading = asyncio.create_task(leaving.take())
+        async with asyncio.timeout(60):
+            while b"blocked_clients:1" not in await broker.runs.ask("INFO", "clients"):
+                if reading.done():
+                    reading = asyncio.create_task(leaving.take())
+        await asyncio.gather(leaving.leave(), broker.runs.submit(command(f"s{round_}")))
+        await reading
+    await leaving.leave()
+    await leaving.close()
+    taken: set[str] = set()
+    async with asyncio.timeout(60):
+        while len(taken) < 10:
+            for one in await next_one.take():
+                taken.add(one.stream_id)
+                await broker.runs.ack(one, "next")
+    await next_one.close()
