@@ -1,5 +1,5 @@
 """A store against a model of a few lines: whatever three processes do to two streams, memory, a real nats-server,
-a real Kafka broker and a real Redis give what the model says.
+three of them as a cluster, a real Kafka broker and a real Redis give what the model says.
 
 Each machine has an event loop of its own. Processes crash without a word; leases, cursors and endings of all lives are
 tried again at any time.
@@ -30,10 +30,12 @@ from tailrace.errors import (
     StreamNotFound,
     StreamSuperseded,
 )
+from tailrace.jetstream import JetStreamOptions
 from tailrace.memory import MemoryLog
 from tailrace.model import Ending, Incarnation, Lease, Mark, Offset, Role, Status
 from tailrace.redis import RedisOptions
 from tailrace.store import LogStore
+from tailrace.testing.cluster import NatsCluster
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.redis_server import RedisServer
@@ -68,6 +70,7 @@ class Life:
 class Machine(RuleBasedStateMachine):
     make_world: ClassVar[Callable[[], World]]
     counts: ClassVar[Counter[str]]
+    patience: ClassVar[float]
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class Machine(RuleBasedStateMachine):
 
     def run(self, work: Awaitable[T]) -> T:
         async def bounded() -> T:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 return await work
 
         return self.runner.run(bounded())
@@ -406,11 +409,12 @@ def check(
     examples: int,
     phases: Iterable[Phase] = tuple(Phase),
     floors: Mapping[str, int] = FLOORS,
+    patience: float = PATIENCE,
 ) -> None:
     class Checked(Machine):
         pass
 
-    Checked.counts = Counter()
+    Checked.counts, Checked.patience = Counter(), patience
     Checked.make_world = staticmethod(make_world)  # type: ignore[assignment]
     chosen = settings(
         max_examples=examples,
@@ -453,6 +457,16 @@ def test_jetstream_does_what_the_model_says_at_first_sight(server: NatsServer) -
 def test_jetstream_does_what_the_model_says(server: NatsServer) -> None:
     # in small passes: it ends with the pass in which every rule has run often enough
     check(lambda: JetStreamWorld(server.url, lease_ttl=600), max(20, settings().max_examples // 5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_jetstream_r3_does_what_the_model_says(tmp_path: Path) -> None:
+    options = JetStreamOptions(shards=4, replicas=3)
+    with NatsCluster(tmp_path) as cluster:
+        url, examples = f"nats://{cluster.hosts}", max(20, settings().max_examples // 5)
+        # patience: three nodes elect a leader for whatever is made
+        check(lambda: JetStreamWorld(url, lease_ttl=600, options=options), examples, patience=60.0)
 
 
 def test_kafka_does_what_the_model_says_at_first_sight(kafka: KafkaServer) -> None:
