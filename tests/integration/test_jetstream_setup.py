@@ -162,6 +162,9 @@ async def test_wrong_and_right_credentials(tmp_path: Path) -> None:
         async with opened(server.url, replace(OPTIONS, user="ann", password="s3cret@/")) as broker:
             await restarted(server, broker)
             await broker.beats.send("m", b"1")
+        other = replace(OPTIONS, user="bob", password="wrong-one")  # the URL's login is taken whole
+        async with opened(f"nats://ann:s3cret%40%2F@{host}", other):
+            pass
 
 
 async def test_a_token_is_a_lone_user(tmp_path: Path) -> None:
@@ -261,6 +264,8 @@ async def test_files_that_are_missing_or_something_else(nats_server: NatsServer,
     assert "not a credentials file" in await refused(f"{nats_server.url}?creds={tmp_path}/creds", BrokerRefused)
     assert "tls_ca" in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, tls_ca="/nonexistent"))
     assert "TLS files" in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, tls_cert=f"{tmp_path}/creds"))
+    key_alone = replace(OPTIONS, tls_key=f"{tmp_path}/creds")
+    assert "without tls_cert" in await refused(nats_server.url, BrokerRefused, key_alone)
     assert "SU" in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, nkey_seed="UABC"))
     assert "HUSH" not in await refused(nats_server.url, BrokerRefused, replace(OPTIONS, nkey_seed="SUAHUSHHUSH"))
 
@@ -296,7 +301,19 @@ def test_urls() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h", "nats://", "nats://h:x", "nats://h?no=1", "nats://h?shards=0", "nats://:1"]
+    "url",
+    [
+        *("http://h", "nats://", "nats://h:x", "nats://h?no=1", "nats://h?shards=0", "nats://:1", "nats://h:0"),
+        *(
+            "nats://h:65536",
+            "nats://[::1]x",
+            "nats://h/replicas=3",
+            "nats://h/#x",
+            "nats://h?prefix=",
+            "nats://h?prefix",
+        ),
+        "nats://h?replicas=1&replicas=3",
+    ],
 )
 def test_wrong_urls(url: str) -> None:
     with pytest.raises(BrokerUnsuitable, match="Wrong NATS URL"):

@@ -311,6 +311,7 @@ async def test_files_that_are_missing_or_something_else(
     url = server.url
     assert "tls_ca" in await refused(url, BrokerRefused, replace(options, tls_ca="/nonexistent"))
     assert "TLS files" in await refused(url, BrokerRefused, replace(options, tls_cert=str(tmp_path / "cert")))
+    assert "without tls_cert" in await refused(url, BrokerRefused, replace(options, tls_key=str(tmp_path / "cert")))
 
 
 # --- URLs
@@ -329,12 +330,25 @@ def test_urls() -> None:
     "url",
     [
         *("http://h", "kafka://", "kafka://h:x", "kafka://h?no=1", "kafka://h?partitions=0", "kafka://:1"),
-        *("kafka://h?mechanism=GSSAPI", "kafka://h?replicas=x", "kafka://h?min_insync_replicas=2"),
+        *("kafka://h?mechanism=GSSAPI", "kafka://h?replicas=x", "kafka://h?min_insync_replicas=2", "kafka://h:0"),
+        *("kafka://[::1]x", "kafka://h/topic", "kafka://h?prefix=", "kafka://h?partitions=1&partitions=2"),
+        *("kafka://lone@h", "kafka://:password@h"),
     ],
 )
 def test_wrong_urls(url: str) -> None:
     with pytest.raises(BrokerUnsuitable, match="Wrong Kafka URL"):
         parse(url, KafkaOptions())
+
+
+def test_a_login_may_be_in_parts() -> None:
+    known = KafkaOptions(user="ann", password="word")
+    for url, login in (
+        ("kafka://h", ("ann", "word")),
+        ("kafka://bob@h", ("bob", "word")),
+        ("kafka://:other@h", ("ann", "other")),
+    ):
+        options = parse(url, known)[1]
+        assert (options.user, options.password) == login
 
 
 def test_a_password_that_must_be_escaped_is_not_shown() -> None:

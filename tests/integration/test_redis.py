@@ -251,6 +251,27 @@ async def test_a_login_is_needed_and_must_be_right(tmp_path: Path) -> None:
                 await store.acquire("a")
 
 
+async def test_what_a_user_may_not_do_is_told_at_the_start(tmp_path: Path) -> None:
+    users = {"scripts": "+@all -@scripting", "adds": "+@all -xadd -sadd", "least": "+ping +info +time +eval +evalsha"}
+    rules = "".join(f"user {name} on >s3cret ~aui:* &* {rights}\n" for name, rights in users.items())
+    with RedisServer(tmp_path / "redis", config=f"{rules}user keys on >s3cret ~other:* &* +@all\n") as server:
+        at = f"s3cret@127.0.0.1:{server.port}"
+        assert "evalsha" in await refusal(f"redis://scripts:{at}", BrokerRefused)
+        assert "forbids what Tailrace needs: SADD, XADD" in await refusal(f"redis://adds:{at}", BrokerRefused)
+        assert "XREADGROUP" in await refusal(f"redis://least:{at}", BrokerRefused)
+        assert "keys" in await refusal(f"redis://keys:{at}", BrokerRefused)
+        await (await open_redis(f"redis://keys:{at}?prefix=other:x")).close()
+        assert server.ask("KEYS", "*") == b"*0\r\n"  # trying left nothing behind
+
+
+async def test_tls_files_that_cannot_be_used(server: RedisServer, tmp_path: Path) -> None:
+    at = f"rediss://127.0.0.1:{server.port}"
+    (tmp_path / "file").write_text("nothing of the kind")
+    assert "tls_ca cannot be read: /nonexistent" in await refusal(f"{at}?tls_ca=/nonexistent", BrokerRefused)
+    assert "TLS files cannot be used" in await refusal(f"{at}?tls_cert={tmp_path}/file", BrokerRefused)
+    assert "without tls_cert" in await refusal(f"{at}?tls_key={tmp_path}/file", BrokerRefused)
+
+
 async def test_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
@@ -277,6 +298,8 @@ async def test_a_replica_and_a_sentinel_are_no_masters(tmp_path: Path, server: R
         assert "is a Sentinel" in await refusal(sentinel.url, BrokerUnsuitable)
         url = f"redis+sentinel://127.0.0.1:{sentinel.port}/nobody"
         assert "nobody" in await refusal(url, BrokerUnavailable)
+    url = f"redis+sentinel://127.0.0.1:{server.port}/nobody"
+    assert "no Redis (or Sentinel) that can be used" in await refusal(url, BrokerUnsuitable)
     # by itself, it would listen on another port for the cluster that may be taken
     config = f"cluster-enabled yes\ncluster-port {choose_port(None, None)}"
     with RedisServer(tmp_path / "cluster", config=config) as cluster:
@@ -343,6 +366,12 @@ def test_servers_that_will_do() -> None:
         "redis://u:s3c/ret@host",
         "redis+sentinel://host:1",
         "redis://host:99999999",
+        "redis://host:0",
+        "redis://[::1]x",
+        "redis://host?prefix=",
+        "redis://host?prefix=a&prefix=b",
+        "redis://host?tls_ca=/ca",
+        "redis://u:s3c?ret@host",
     ],
 )
 async def test_wrong_urls(url: str) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from tailrace import _urls
 from tailrace.errors import BrokerUnsuitable
@@ -59,10 +59,11 @@ def parse(urls: str | Sequence[str]) -> tuple[Address, dict[str, str]]:
         if scheme not in ("nats", "tls"):
             raise _wrong(f"{scheme}:// is not a scheme of NATS")
         tls = tls or scheme == "tls"
-        found, hosts, tail = _urls.split(rest, _wrong)
+        found, hosts, path, text = _urls.split(rest, _wrong)
+        _urls.no_path(path, _wrong)
         userinfo = userinfo or found
         servers.extend(_server(host) for host in hosts)
-        query.update(parse_qsl(tail.lstrip("/").removeprefix("?")))
+        query.update(_urls.options(text, _wrong))
     if not servers:
         raise _wrong("the URL names no host")
     name, colon, secret = userinfo.partition(":")

@@ -26,7 +26,7 @@ from tailrace.jetstream import refusals
 from tailrace.jetstream.address import Address, parse
 from tailrace.jetstream.client import Client, Listener
 from tailrace.jetstream.options import JetStreamOptions
-from tailrace.jetstream.security import check_files, tls_context
+from tailrace.jetstream.security import check_keys, tls_context
 from tailrace.jetstream.wire import Reply, status, status_text
 
 OLDEST = (2, 11)
@@ -96,7 +96,7 @@ class Connection:
         cls, address: Address, options: JetStreamOptions, url_source: Callable[[], str] | None = None
     ) -> Connection:
         """Connect, trying for `connect_timeout`. Raises `BrokerUnavailable`, `BrokerRefused`, `BrokerUnsuitable`."""
-        check_files(options)
+        check_keys(options)
         connection = cls(address, options, url_source)
         try:
             await connection._connect()
@@ -273,13 +273,10 @@ class Connection:
             except BrokerError as error:
                 raise errors.Error(error.message) from error
         address, options = self._address, self.options
-        return replace(
-            address,
-            tls=address.tls or options.tls_ca is not None or options.tls_first,
-            user=options.user or address.user,
-            password=options.password or address.password,
-            token=options.token or address.token,
-        )
+        address = replace(address, tls=address.tls or options.tls_ca is not None or options.tls_first)
+        if address.user is not None or address.token is not None:  # the URL's login, not a mixture of two
+            return address
+        return replace(address, user=options.user, password=options.password, token=options.token)
 
     async def _connect(self) -> None:
         task = asyncio.create_task(self._dial(), name="nats-connect")

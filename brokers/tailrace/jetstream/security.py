@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 
+from tailrace import _tls
 from tailrace.errors import BrokerRefused
 from tailrace.jetstream.options import JetStreamOptions
 
 
-def check_files(options: JetStreamOptions) -> None:
-    """Raise `BrokerRefused` for a file that is missing or is not what it should be: the client library would retry
-    for ever, or loop."""
-    for name in ("creds_file", "tls_ca", "tls_cert", "tls_key"):
-        path = getattr(options, name)
-        if path is None:
-            continue
-        try:
-            text = Path(path).read_bytes()
-        except OSError as error:
-            raise BrokerRefused(f"{name} cannot be read: {path} ({error.strerror})", hint="Mend the path.") from None
-        if name == "creds_file" and not (b"BEGIN NATS USER JWT" in text and b"BEGIN USER NKEY SEED" in text):
+def check_keys(options: JetStreamOptions) -> None:
+    """Raise `BrokerRefused` for a key or a file of keys that is missing or is not what it should be: the client library
+    would retry for ever, or loop."""
+    if (path := options.creds_file) is not None:
+        text = _tls.read("creds_file", path)
+        if not (b"BEGIN NATS USER JWT" in text and b"BEGIN USER NKEY SEED" in text):
             raise BrokerRefused(f"{path} is not a credentials file", hint="Make one with `nsc generate creds`.")
     if options.nkey_seed is not None and not options.nkey_seed.strip().startswith("SU"):
         raise BrokerRefused("nkey_seed is not a user's seed", hint="A user's seed begins with SU.")
@@ -28,12 +22,4 @@ def check_files(options: JetStreamOptions) -> None:
 
 def tls_context(options: JetStreamOptions, wanted: bool) -> ssl.SSLContext | None:
     """The context for TLS, or None where nothing asks for more than the platform's. Raises `BrokerRefused`."""
-    if not (wanted or options.tls_ca or options.tls_cert or options.tls_first):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=options.tls_ca)
-        if options.tls_cert is not None:
-            context.load_cert_chain(options.tls_cert, options.tls_key)
-    except (ssl.SSLError, OSError) as error:
-        raise BrokerRefused(f"The TLS files cannot be used: {error}", hint="Check tls_ca, tls_cert, tls_key.") from None
-    return context
+    return _tls.context(options.tls_ca, options.tls_cert, options.tls_key, wanted=wanted or options.tls_first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from tailrace import _urls
 from tailrace.errors import BrokerUnsuitable
@@ -46,7 +46,8 @@ def _parse(url: str, options: KafkaOptions) -> tuple[list[tuple[str, int]], Kafk
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in SCHEMES:
         raise _wrong("it begins with none of " + ", ".join(f"{name}://" for name in SCHEMES))
-    userinfo, hosts, tail = _urls.split(rest, _wrong)
+    userinfo, hosts, path, query = _urls.split(rest, _wrong)
+    _urls.no_path(path, _wrong)
     servers = [_urls.host_and_port(host, DEFAULT_PORT, _wrong) for host in hosts]
     if not servers:
         raise _wrong("it names no host")
@@ -54,14 +55,22 @@ def _parse(url: str, options: KafkaOptions) -> tuple[list[tuple[str, int]], Kafk
     if SCHEMES[scheme.lower()]:
         changes["tls"] = True
     if userinfo:
-        name, _, secret = userinfo.partition(":")
-        changes |= {"user": unquote(name), "password": unquote(secret)}
-    for name, text in parse_qsl(tail.lstrip("/").removeprefix("?")):
+        changes |= _login(userinfo, options)
+    for name, text in _urls.options(query, _wrong).items():
         changes[name] = _option(name, text)
     try:
         return servers, replace(options, **changes)
     except ValueError as error:
         raise _wrong(str(error)) from None
+
+
+def _login(userinfo: str, options: KafkaOptions) -> dict[str, str]:
+    """User and password; a part that is left out is the options'. Raises where neither says it."""
+    name, _, secret = userinfo.partition(":")
+    user, password = unquote(name) or options.user, unquote(secret) or options.password
+    if not user or not password:
+        raise _wrong("what stands before the @ is user:password")
+    return {"user": user, "password": password}
 
 
 def _option(name: str, text: str) -> str | int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from tailrace import _urls
 from tailrace.errors import BrokerUnsuitable
@@ -38,8 +38,7 @@ def parse(url: str, options: RedisOptions) -> tuple[Address, RedisOptions]:
     scheme = scheme.lower()
     if scheme not in SCHEMES:
         raise _wrong(f"{scheme}:// is not a scheme of Redis")
-    userinfo, hosts, tail = _urls.split(rest, _wrong)
-    path, _, query = tail.partition("?")
+    userinfo, hosts, path, query = _urls.split(rest, _wrong)
     options = _with_query(_with_user(options, userinfo), query)
     sentinel = scheme.endswith("+sentinel")
     port = SENTINEL_PORT if sentinel else PORT
@@ -54,7 +53,12 @@ def parse(url: str, options: RedisOptions) -> tuple[Address, RedisOptions]:
         raise _wrong("the URL names no service after the sentinels")
     if len(parts) > 1 or (parts and not parts[0].isdecimal()):
         raise _wrong(f"{'/'.join(parts)!r} is not the number of a database")
-    return Address(found, scheme.startswith("rediss"), service, int(parts[0]) if parts else 0), options
+    tls = scheme.startswith("rediss")
+    if not tls and (options.tls_ca or options.tls_cert):  # what is to be secret must not go out in the clear
+        raise _wrong(
+            f"tls_ca or tls_cert is given, and {scheme}:// is without TLS: write {scheme.replace('redis', 'rediss')}://"
+        )
+    return Address(found, tls, service, int(parts[0]) if parts else 0), options
 
 
 def _with_user(options: RedisOptions, userinfo: str) -> RedisOptions:
@@ -67,7 +71,7 @@ def _with_user(options: RedisOptions, userinfo: str) -> RedisOptions:
 
 
 def _with_query(options: RedisOptions, query: str) -> RedisOptions:
-    for name, text in parse_qsl(query):
+    for name, text in _urls.options(query, _wrong).items():
         if name not in _TEXTS:
             raise _wrong(f"the option {name!r} is not known: {', '.join(sorted(_TEXTS))}")
         try:

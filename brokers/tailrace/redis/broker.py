@@ -42,7 +42,7 @@ async def open_redis(url: str, options: RedisOptions | None = None) -> Redis:
     address, chosen = parse(url, options or RedisOptions())
     broker = Redis(Connection(address, chosen), chosen)
     try:
-        durable = await setup.check(broker.connection)
+        durable = await setup.check(broker.connection, broker.names)
     except BaseException:
         await broker.close()
         raise

@@ -31,6 +31,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptErro
 from redis.exceptions import ConnectionError as SocketLost
 from redis.exceptions import TimeoutError as SocketTimeout
 
+from tailrace import _tls
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.redis import refusals
 from tailrace.redis.address import Address
@@ -43,11 +44,13 @@ class Unanswered(Exception):
 
 
 class Connection:
-    """``address`` and ``options`` say where; the connection is opened by the first request."""
+    """``address`` and ``options`` say where; the connection is opened by the first request. Raises `BrokerRefused` for
+    files that cannot be used."""
 
     def __init__(self, address: Address, options: RedisOptions) -> None:
         self.address = address
         self.options = options
+        _tls.context(options.tls_ca, options.tls_cert, options.tls_key)  # the library finds out at every connect, late
         self._socket: Socket | None = None
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._unsent: list[bytes] = []

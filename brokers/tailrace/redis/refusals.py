@@ -12,6 +12,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
 )
+from redis.exceptions import ConnectionError as SocketLost
 
 from tailrace.errors import (
     BrokerError,
@@ -25,6 +26,7 @@ from tailrace.errors import (
 
 _LATER = ("MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED", "NOREPLICAS", "BUSY Redis", "FAILOVER")
 _GRANT = "Grant the user these commands and keys."
+_DENIED = ("no permissions", "can't run this command", "can't access at least one of the keys")
 _REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username-password", "Authentication required", "AUTH <password>")
 
 
@@ -39,7 +41,7 @@ def of(error: RedisError, where: str) -> TailraceError:
         return BrokerUnavailable(f"Redis at {where} is a read-only replica now")
     if isinstance(error, BusyLoadingError) or any(words in text for words in _LATER):
         return BrokerUnavailable(f"Redis at {where} is not ready: {text}")
-    if isinstance(error, NoPermissionError) or "no permissions" in text:
+    if isinstance(error, NoPermissionError) or any(words in text for words in _DENIED):
         return BrokerRefused(f"Redis at {where} forbids what Tailrace needs: {text}", hint=_GRANT)
     if is_login(error):
         return BrokerRefused(f"Redis at {where} refused the login: {text}")
@@ -68,8 +70,12 @@ def connecting(error: BaseException, where: str) -> BrokerError:
     if isinstance(error, RedisError) and is_login(error):
         return BrokerRefused(f"Redis at {where} refused the login: {error}")
     text = str(error) or type(error).__name__
-    if "Protocol Error" in text or "Invalid Database" in text or "DB index" in text:
+    if any(words in text for words in ("Protocol Error", "Invalid Database", "DB index", "'SENTINEL'")):
         return BrokerUnsuitable(
-            f"What answers at {where} is no Redis that can be used: {text}", hint="Check host, port and database."
+            f"What answers at {where} is no Redis (or Sentinel) that can be used: {text[:200]}",
+            hint="Check scheme, host, port and database.",
         )
-    return BrokerUnavailable(f"Cannot reach Redis at {where}: {text}")
+    unavailable = BrokerUnavailable(f"Cannot reach Redis at {where}: {text}")
+    if isinstance(error, SocketLost) and "connecting to" not in text:  # somebody was there, and hung up
+        unavailable.hint = "Check the port, and whether it wants TLS (rediss://)."
+    return unavailable

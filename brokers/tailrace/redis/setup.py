@@ -6,17 +6,43 @@ import logging
 
 from tailrace.errors import BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
 from tailrace.redis.connection import Connection, Unanswered
+from tailrace.redis.names import Names
+from tailrace.redis.scripts import Script
 
 LEAST = (6, 2)
+
+# Every command that is sent, on a key of its own that is gone at the end; gives the names of those that are forbidden.
+# What fails otherwise, for want of memory or replicas, is not this script's matter.
+_TRY = Script("""
+local key, forbidden = KEYS[1], {}
+local function try(...)
+  local answer = redis.pcall(...)
+  local said = type(answer) == 'table' and answer.err
+  if said and (string.find(said, 'NOPERM') or string.find(said, 'permission') or string.find(said, "can't run")) then
+    forbidden[#forbidden + 1] = (...)
+  end
+end
+try('TIME') try('DEL', key)
+try('SET', key, '1', 'EX', 60) try('GET', key) try('MGET', key) try('EXPIRE', key, 60) try('PTTL', key) try('DEL', key)
+try('HSET', key, 'a', '1') try('HGET', key, 'a') try('HMGET', key, 'a') try('HGETALL', key) try('HDEL', key, 'a')
+try('SADD', key, 'a') try('SCARD', key) try('SSCAN', key, '0') try('SREM', key, 'a')
+try('XGROUP', 'CREATE', key, 'g', '0', 'MKSTREAM') try('XADD', key, '1-1', 'a', '1')
+try('XRANGE', key, '-', '+') try('XREVRANGE', key, '+', '-') try('XREAD', 'STREAMS', key, '0')
+try('XREADGROUP', 'GROUP', 'g', 'c', 'STREAMS', key, '>') try('XPENDING', key, 'g')
+try('XCLAIM', key, 'g', 'c', 0, '1-1') try('XACK', key, 'g', '1-1') try('XDEL', key, '1-1')
+try('XTRIM', key, 'MINID', '~', '0') try('PEXPIRE', key, 60000) try('SCAN', '0', 'COUNT', 1)
+redis.pcall('DEL', key)
+return forbidden
+""")
 
 _log = logging.getLogger(__name__)
 
 
-async def check(connection: Connection) -> bool:
+async def check(connection: Connection, names: Names) -> bool:
     """Whether the server keeps what it acknowledges through a kill (it has an append-only file). Raises
     `BrokerUnsuitable`, `BrokerRefused`, `BrokerUnavailable`."""
     try:
-        facts = _parse(await connection.call("INFO"))
+        facts = _parse(await connection.call("INFO"), str(connection))
     except Unanswered as error:
         raise BrokerUnavailable(str(error)) from None
     except BrokerFailed as error:
@@ -24,10 +50,25 @@ async def check(connection: Connection) -> bool:
             raise BrokerUnsuitable(f"What answers at {connection} knows no INFO: is it a Redis?") from error
         raise
     check_server(facts, str(connection))
+    await _check_permissions(connection, names)
     durable = facts.get("aof_enabled") == "1"
     if not durable:
         _log.warning("no append-only file: Redis at %s loses acknowledged chunks when it is killed", connection)
     return durable
+
+
+async def _check_permissions(connection: Connection, names: Names) -> None:
+    """What a process may not do, it is told now, and not by its first stream."""
+    try:
+        found = await connection.run(_TRY, (names.permissions,))
+    except Unanswered as error:
+        raise BrokerUnavailable(str(error)) from None
+    if found:
+        commands = ", ".join(dict.fromkeys(name.decode() for name in found))
+        raise BrokerRefused(
+            f"Redis at {connection} forbids what Tailrace needs: {commands}",
+            hint=f"Grant the user these commands on the keys {names.prefix}:* (ACL SETUSER).",
+        )
 
 
 def check_server(facts: dict[str, str], where: str) -> None:
@@ -56,8 +97,10 @@ def check_server(facts: dict[str, str], where: str) -> None:
         )
 
 
-def _parse(text: bytes) -> dict[str, str]:
+def _parse(text: bytes, where: str) -> dict[str, str]:
     if not isinstance(text, bytes):
-        raise BrokerRefused("The answer to INFO cannot be read")
+        raise BrokerUnsuitable(
+            f"The answer of {where} to INFO cannot be read", hint="Check host and port: is it a Redis?"
+        )
     lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
     return {name: value.strip() for name, colon, value in lines if colon}
