@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from tailrace.errors import BrokerUnsuitable, MissingExtra, UnknownScheme
@@ -39,17 +39,22 @@ if TYPE_CHECKING:
 
 RETENTION_MARGIN = 3600.0  # seconds that the broker keeps records beyond what a stream may need them for
 
+LEAST_RECORD_BYTES = 96 * 1024  # a message of 128 KiB: a heartbeat and the first line of a sealed stream need room
+
 LEAST_MEMBER_RETENTION = 120.0  # seconds; a member beats five times a lease, and its last beat must still be there
 
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """What a store can be told. ``lease_ttl``: seconds of silence after which a process counts as lost; ``linger``:
-    seconds that a tail outlives its last reader; ``request_timeout``: seconds that a new request waits for the broker;
-    ``jetstream``, ``kafka`` and ``redis``: how each is set up and reached (their times are computed here);
-    ``sync_always``: the embedded server writes to the disk before every acknowledgement."""
+    """What a store can be told. ``fit_chunks``: where a broker's messages are too small for ``limits.max_chunk_bytes``,
+    a chunk may be as large as fits, and the broker is not refused; where that limit is None, this is always so.
+    ``lease_ttl``: seconds of silence after which a process counts as lost; ``linger``: seconds that a tail outlives its
+    last reader; ``request_timeout``: seconds that a new request waits for the broker; ``jetstream``, ``kafka`` and
+    ``redis``: how each is set up and reached (their times are computed here); ``sync_always``: the embedded server
+    writes to the disk before every acknowledgement."""
 
     limits: Limits = field(default_factory=Limits)
+    fit_chunks: bool = False
     lease_ttl: float = 10.0
     linger: float = 5.0
     request_timeout: float = 10.0
@@ -63,7 +68,7 @@ async def connect(url: str, options: StoreOptions | None = None) -> LogStore:
     """Open the store at ``url``; close it with ``aclose`` or ``async with``.
 
     Raises `UnknownScheme`, `MissingExtra`, and as `BrokerError`: `BrokerUnavailable`, `BrokerRefused` (credentials,
-    TLS), `BrokerUnsuitable` (too old, no JetStream, differing settings).
+    TLS), `BrokerUnsuitable` (too old, no JetStream, differing settings, messages too small for the largest chunk).
     """
     scheme, separator, rest = url.partition("://")
     opener = _OPENERS.get(scheme.lower()) if separator else None
@@ -74,9 +79,10 @@ async def connect(url: str, options: StoreOptions | None = None) -> LogStore:
 
 
 async def _memory(url: str, rest: str, options: StoreOptions) -> LogStore:
-    from tailrace.memory import MemoryStore
+    from tailrace.memory import MemoryLog, MemoryStore
 
-    store = MemoryStore(options.limits, lease_ttl=options.lease_ttl, linger=options.linger, gc_interval=60.0)
+    limits = _fitting(options, MemoryLog.max_record_bytes, _Place(url))
+    store = MemoryStore(limits, lease_ttl=options.lease_ttl, linger=options.linger, gc_interval=60.0)
     return await store.start()
 
 
@@ -100,6 +106,7 @@ async def _open_jetstream(
     also_close: Callable[[], Awaitable[None]] | None = None,
 ) -> LogStore:
     from tailrace.jetstream import CAPABILITIES, open_jetstream
+    from tailrace.jetstream.log import HEADER_ROOM
     from tailrace.jetstream.options import JetStreamOptions
 
     chosen = replace(
@@ -110,7 +117,8 @@ async def _open_jetstream(
         max_bytes=options.limits.max_total_bytes,
     )
     broker = await open_jetstream(url, options=chosen, url_source=url_source)
-    return await _store_over(broker, CAPABILITIES, options, also_close)
+    place = _Place(url, "max_payload in the nats-server's configuration", HEADER_ROOM)
+    return await _store_over(broker, CAPABILITIES, options, place, also_close)
 
 
 async def _embedded_kafka(url: str, rest: str, options: StoreOptions) -> LogStore:
@@ -135,6 +143,7 @@ async def _open_kafka(
     with _extra("kafka", "aiokafka"):
         from tailrace.kafka.broker import open_kafka
     from tailrace.kafka import CAPABILITIES, KafkaOptions
+    from tailrace.kafka.log import HEADER_ROOM
 
     _refuse_total_bytes(
         options.limits,
@@ -147,7 +156,8 @@ async def _open_kafka(
         member_retention=_member_retention(options),
     )
     broker = await open_kafka(url, options=chosen, url_source=url_source)
-    return await _store_over(broker, CAPABILITIES, options, also_close)
+    place = _Place(url, "the topics' max.message.bytes and TAILRACE_KAFKA_MAX_MESSAGE_BYTES", HEADER_ROOM)
+    return await _store_over(broker, CAPABILITIES, options, place, also_close)
 
 
 async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
@@ -165,7 +175,7 @@ async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
         member_retention=_member_retention(options),
     )
     broker = await open_redis(url, chosen)
-    return await _store_over(broker, broker.capabilities, options)
+    return await _store_over(broker, broker.capabilities, options, _Place(url))
 
 
 async def _attach(directory: str, options: StoreOptions, kind: str) -> Embedded:
@@ -199,10 +209,38 @@ def _member_retention(options: StoreOptions) -> float:
     return max(LEAST_MEMBER_RETENTION, options.lease_ttl)
 
 
+class _Place(NamedTuple):
+    """A broker for people: what to set for larger messages, and what headers take of one."""
+
+    url: str
+    raised_by: str = ""
+    headers: int = 0
+
+
+def _fitting(options: StoreOptions, room: int, place: _Place) -> Limits:
+    """The limits over a broker whose records hold ``room`` bytes. Raises `BrokerUnsuitable`."""
+    most, where = options.limits.max_chunk_bytes, _without_secrets(place.url)
+    if room < LEAST_RECORD_BYTES:
+        raise BrokerUnsuitable(
+            f"The messages at {where} are too small: a record holds {room} bytes, and must hold {LEAST_RECORD_BYTES}",
+            hint=f"Raise {place.raised_by} to {LEAST_RECORD_BYTES + place.headers} or more.",
+        )
+    if most is None or (most > room and options.fit_chunks):
+        return replace(options.limits, max_chunk_bytes=room)
+    if most > room:
+        larger = f", or raise {place.raised_by} to {most + place.headers} or more" if place.raised_by else ""
+        raise BrokerUnsuitable(
+            f"TAILRACE_MAX_CHUNK_BYTES={most} cannot be kept at {where}: a record holds {room} bytes",
+            hint=f"Set it to {room} or less{larger}.",
+        )
+    return options.limits
+
+
 async def _store_over(
     broker: Broker,
     capabilities: Capabilities,
     options: StoreOptions,
+    place: _Place,
     also_close: Callable[[], Awaitable[None]] | None = None,
 ) -> LogStore:
     """The started store over an opened broker, which closes it. Where it does not start, all is closed."""
@@ -214,11 +252,16 @@ async def _store_over(
         if also_close is not None:
             await also_close()
 
+    try:
+        limits = _fitting(options, broker.log.max_record_bytes, place)
+    except BrokerUnsuitable:
+        await close()
+        raise
     store = LogStore(
         broker.log,
         Membership(broker.beats, options.lease_ttl),
         broker.runs,
-        options.limits,
+        limits,
         capabilities,
         linger=options.linger,
         request_timeout=options.request_timeout,

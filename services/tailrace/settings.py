@@ -217,6 +217,7 @@ class Settings(BaseSettings):
         tags = tuple(tag.strip() for tag in self.nats_placement_tags.split(",") if tag.strip())
         return StoreOptions(
             limits=self.limits(),
+            fit_chunks="max_chunk_bytes" not in self.model_fields_set,
             lease_ttl=self.lease_ttl,
             linger=self.tail_linger,
             request_timeout=self.request_timeout,

@@ -23,13 +23,15 @@ class Cli:
         self.folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def __call__(self, *arguments: str, input: bytes = b"", **settings: str) -> subprocess.CompletedProcess[bytes]:
+    def __call__(
+        self, *arguments: str, input: bytes = b"", timeout: float = TIMEOUT, **settings: str
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
         return subprocess.run(
             self._command(arguments),
             input=input,
             capture_output=True,
-            timeout=TIMEOUT,
+            timeout=timeout,
             cwd=self.folder,
             env=self._environment(settings),
         )
