@@ -297,7 +297,11 @@ async def test_a_replica_and_a_sentinel_are_no_masters(tmp_path: Path, server: R
     with RedisServer(tmp_path / "sentinel", arguments=("--sentinel",), settings="") as sentinel:
         assert "is a Sentinel" in await refusal(sentinel.url, BrokerUnsuitable)
         url = f"redis+sentinel://127.0.0.1:{sentinel.port}/nobody"
-        assert "nobody" in await refusal(url, BrokerUnavailable)
+        assert "No master found for 'nobody' by the sentinels" in await refusal(url, BrokerUnavailable)
+        login = f"{url}?sentinel_password=s3cret"
+        assert "sentinels" in await refusal(login, BrokerRefused)
+    gone = await refusal("redis+sentinel://127.0.0.1:1/tailrace", BrokerUnavailable)
+    assert gone.endswith("by the sentinels at 127.0.0.1:1/tailrace: they cannot be reached")
     url = f"redis+sentinel://127.0.0.1:{server.port}/nobody"
     assert "no Redis (or Sentinel) that can be used" in await refusal(url, BrokerUnsuitable)
     # by itself, it would listen on another port for the cluster that may be taken

@@ -71,7 +71,9 @@ def connecting(error: BaseException, where: str) -> BrokerError:
     if isinstance(error, errors.KafkaConnectionError):
         words = "it closed the connection"
     unavailable = BrokerUnavailable(f"{where} does not answer as Kafka: {words}")
-    unavailable.hint = "Check the port, and whether it wants TLS (kafka+ssl://) or a login (user:password@)."
+    unavailable.hint = (
+        "Check the port, whether it wants TLS (kafka+ssl://) or none (kafka://), and a login (user:password@)."
+    )
     return unavailable
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -57,6 +58,8 @@ def is_login(error: BaseException) -> bool:
 
 def connecting(error: BaseException, where: str) -> BrokerError:
     """Why a connection could not be made."""
+    if isinstance(error, MasterNotFoundError):
+        return _no_master(str(error), where)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError):
@@ -78,4 +81,18 @@ def connecting(error: BaseException, where: str) -> BrokerError:
     unavailable = BrokerUnavailable(f"Cannot reach Redis at {where}: {text}")
     if isinstance(error, SocketLost) and "connecting to" not in text:  # somebody was there, and hung up
         unavailable.hint = "Check the port, and whether it wants TLS (rediss://)."
+    return unavailable
+
+
+def _no_master(text: str, where: str) -> BrokerError:
+    """``text`` shows the library's objects for the sentinels that failed, each with the name of its error behind it."""
+    what, _, said = text.partition(" : ")
+    if "Authentication" in said:
+        return BrokerRefused(
+            f"The sentinels at {where} refused the login", hint="Check sentinel_user and sentinel_password."
+        )
+    unavailable = BrokerUnavailable(
+        f"{what} by the sentinels at {where}" + (": they cannot be reached" if said else "")
+    )
+    unavailable.hint = "Check the sentinels' hosts and ports, and the name of the service."
     return unavailable
