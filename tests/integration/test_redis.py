@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from tailrace.errors import (
     BrokerUnsuitable,
     StorageFull,
     StreamTrimmed,
+    TooManyStreams,
     UnknownScheme,
 )
-from tailrace.model import Limits, Status
+from tailrace.model import Limits, Role, Status
 from tailrace.redis import RedisOptions
 from tailrace.redis.address import parse
 from tailrace.redis.broker import Redis, open_redis
@@ -336,6 +338,73 @@ async def test_a_full_server_refuses_and_keeps_what_it_has(tmp_path: Path) -> No
             assert server.ask("CONFIG", "SET", "maxmemory", "100mb").startswith(b"+OK")
             await store.finalize("a", "done", None, lease)
             assert len(await content(store, "a")) >= kept * 200_000
+
+
+async def test_what_ends_or_frees_is_written_on_a_full_server(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis", config="maxmemory 100mb\nmaxmemory-policy noeviction") as server:
+        async with await opened(server.url) as store, await opened(server.url) as other:
+            leases = [(await store.acquire(name)).lease for name in "ab"]
+            for _ in range(50):
+                await store.append("a", b"x" * 200_000, leases[0])
+            reading = asyncio.create_task(content(other, "b"))
+            assert server.ask("CONFIG", "SET", "maxmemory", "5mb").startswith(b"+OK")
+            with pytest.raises(StorageFull):
+                await store.append("a", b"x", leases[0])
+            beats = "aui:resumable:tailrace:beats"
+            (newest, _), *_ = await ask(store, "XREVRANGE", beats, "+", "-", "COUNT", 1)
+            async with asyncio.timeout(PATIENCE):
+                while not await ask(store, "XRANGE", beats, b"(" + newest, "+"):
+                    await asyncio.sleep(0.05)
+            await store.finalize("b", "done", None, leases[1])
+            assert await reading == b""
+            assert await other.delete("a")
+            async with asyncio.timeout(PATIENCE):
+                while True:  # the room is there a little later
+                    with suppress(StorageFull):
+                        await store.acquire("a")
+                        break
+                    await asyncio.sleep(0.05)
+
+
+async def test_streams_whose_keys_have_expired_count_no_more(server: RedisServer) -> None:
+    async with await opened(server.url, limits=Limits(max_streams=2)) as store:
+        for stream_id in "ab":
+            await store.acquire(stream_id)
+            await store.finalize(stream_id, "done")
+        with pytest.raises(TooManyStreams):
+            await store.acquire("c")
+        keys = await ask(store, "KEYS", "aui:resumable:{*")
+        assert await ask(store, "DEL", *keys) == len(keys)  # as after days in which no process ran
+        assert (await store.acquire("c")).role is Role.PRODUCER
+        assert await ask(store, "SMEMBERS", "aui:resumable:tailrace:index") == [b"c"]
+
+
+@pytest.mark.parametrize("chunks", [[b"x"], []])
+@pytest.mark.parametrize(
+    ("said", "status"), [('"status":"done"', Status.DONE), ('"status":"error","error":"boom"', Status.ERROR)]
+)
+async def test_an_ending_that_npm_wrote_by_half(
+    server: RedisServer, chunks: list[bytes], said: str, status: Status
+) -> None:
+    """0.3.15 writes its status and its end in two commands, and may die between them."""
+    async with await opened(server.url) as store, await opened(server.url) as other:
+        meta, data = "aui:resumable:{a}:meta", "aui:resumable:{a}:data"
+        await ask(store, "SET", meta, '{"status":"streaming","ttlSec":100}', "EX", 100)
+        for chunk in chunks:
+            await ask(store, "XADD", data, "*", "c", chunk)
+        readers = [await store.open("a"), await other.open("a")]
+        await ask(store, "SET", meta, f'{{{said},"ttlSec":100}}', "EX", 100)
+        for reader in readers:
+            async with asyncio.timeout(PATIENCE):
+                while reader.ending is None:
+                    reader.take()
+                    await reader.wait()
+            assert reader.ending.status is status
+            reader.close()
+        info = await store.status("a")
+        assert (info.status, info.entries) == (status, len(chunks))
+        await ask(store, "XADD", data, "*", "fin", "done")  # it was only slow
+        assert (await other.status("a")).status is status
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import itertools
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -377,6 +378,40 @@ async def test_npm_deletes_and_acquires_again_under_a_reader(npm: Npm, store: Lo
     assert await chunks(store, "a") == [b"new"]
 
 
+async def test_npm_acquires_again_without_a_chunk_under_a_reader(npm: Npm, store: LogStore) -> None:
+    await npm.acquire("a")
+    await npm.append("a", b"old")
+    reading = store.read("a")
+    assert (await asyncio.wait_for(anext(reading), PATIENCE)).chunk == b"old"
+    await npm.call("delete", "a")
+    assert await npm.acquire("a") == "producer"
+    async with asyncio.timeout(PATIENCE):
+        assert [entry.chunk async for entry in reading] == []
+    live = store.read("a")
+    await npm.append("a", b"new")
+    assert (await asyncio.wait_for(anext(live), PATIENCE)).chunk == b"new"
+    await npm.call("finalize", "a", status="done")
+    async with asyncio.timeout(PATIENCE):
+        assert [entry.chunk async for entry in live] == []
+
+
+async def test_half_a_surrogate_pair_in_a_message(npm: Npm, store: LogStore) -> None:
+    await npm.acquire("a")
+    await npm.append("a", b"x")
+    live = asyncio.create_task(chunks(store, "a"))
+    assert (await store.status("a")).entries == 1
+    await npm.call("finalize", "a", status="error", error="half \ud83d")
+    with pytest.raises(StreamErrored, match=re.escape("half \ufffd")):
+        await live
+    info = await store.status("a")
+    assert (info.status, info.entries) == (Status.ERROR, 1)
+    await store.acquire("b")
+    await store.finalize("b", "error", "half \ud83d")
+    with pytest.raises(NpmError, match=re.escape("half \ufffd")):
+        await npm.read("b").whole()
+    assert await npm.call("status", "b") == "error"
+
+
 async def test_a_stream_of_npms_expires(npm: Npm, store: LogStore, other: LogStore) -> None:
     await npm.acquire("a", ttlMs=2000)
     await npm.append("a", b"x")
@@ -464,3 +499,24 @@ async def test_the_old_release_ends_a_stream_of_the_new_layout(modules: Path, se
         assert await new.read("a").whole() == [b"x"]
     await old.close()
     await new.close()
+
+
+async def test_the_old_release_deletes_a_stream_of_the_new_layout(
+    modules: Path, server: RedisServer, prefix: str
+) -> None:
+    """0.3.15 does not know where the data is, and deletes npm's meta alone."""
+    old = await Npm.start(modules, server.port, prefix, "old")
+    redis = RedisOptions(prefix=prefix)
+    async with await connect(server.url, StoreOptions(lease_ttl=1.0, linger=0.0, redis=redis)) as store:
+        lease = (await store.acquire("a")).lease
+        await store.append("a", b"x", lease)
+        reading = store.read("a")
+        assert (await asyncio.wait_for(anext(reading), PATIENCE)).chunk == b"x"
+        await old.call("delete", "a")
+        async with asyncio.timeout(PATIENCE):
+            assert [entry.chunk async for entry in reading] == []
+        with pytest.raises(StreamNotFound):
+            await store.append("a", b"late", lease)
+        assert await old.call("status", "a") == "missing"
+        assert (await store.acquire("a")).role is Role.PRODUCER
+    await old.close()

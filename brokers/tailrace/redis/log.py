@@ -193,11 +193,11 @@ class RedisLog:
     async def follow(self, stream_id: str, deliver: Deliver, uncertain: Callable[[], None]) -> Following:
         watch = self._watches.get(stream_id)
         if watch is None:
-            view, _ = await self._look(LAST, stream_id)
+            view, entries = await self._look(LAST, stream_id)
             watch = self._watches.get(stream_id)  # somebody else may have been faster
             if watch is None:
                 watch = self._watches[stream_id] = Watch(stream_id, self._moved)
-                self._settle(watch, view)
+                self._settle(watch, view, bool(entries))
         following = Following(self, watch)
         watch.followers[following] = (self._folding(stream_id, deliver), uncertain)
         return following
@@ -214,8 +214,8 @@ class RedisLog:
 
         return take
 
-    def _settle(self, watch: Watch, view: View) -> None:
-        watch.settle(view)
+    def _settle(self, watch: Watch, view: View, has_entries: bool) -> None:
+        watch.settle(view, has_entries)
         if watch.channel is not None:
             self.listener.remove(watch.channel)
             watch.channel = None
@@ -250,12 +250,12 @@ class RedisLog:
 
     async def _find(self, watch: Watch) -> None:
         try:
-            view, _ = await insist(lambda: self._look(LAST, watch.stream_id))
+            view, entries = await insist(lambda: self._look(LAST, watch.stream_id))
         except TailraceError:
             watch.doubt()
             return
         if self._watches.get(watch.stream_id) is watch:
-            self._settle(watch, view)
+            self._settle(watch, view, bool(entries))
             watch.doubt()
 
     async def _sweep(self) -> None:
@@ -266,6 +266,16 @@ class RedisLog:
             for watch, meta in zip(some, metas, strict=True):
                 if self._watches.get(watch.stream_id) is watch:
                     watch.swept(meta)
+            await self._look_for([watch for watch in some if watch.may_be_emptied])
+
+    async def _look_for(self, watches: list[Watch]) -> None:
+        """Whether the data keys of these are still there: one command where all are."""
+        keys = [self._names.data(watch.stream_id) for watch in watches]
+        if not keys or await self._connection.call("EXISTS", *keys) == len(keys):
+            return
+        for watch, key in zip(watches, keys, strict=True):
+            if not await self._connection.call("EXISTS", key) and watch.may_be_emptied:
+                watch.emptied()
 
     def forget(self, following: Following) -> None:
         watch = following.watch

@@ -15,7 +15,9 @@ Rules.
 - The data outlives ``meta`` (by an hour): meta expired means to npm that there is no stream, to us that its expiry is
   to be recorded. A stream without data and meta has gone without a record.
 - A release 0.3.15 that finalizes a stream with a generation writes ``meta`` without it, and its end where nobody
-  reads: both are put right by whoever sees it first.
+  reads; one that deletes such a stream deletes ``meta`` alone; one that dies while it finalizes leaves ``meta`` with
+  the status and ``data`` without the end. All are put right by whoever sees them first: what ``meta`` says holds.
+- Endings, deletions and heartbeats are written on a full server too: they are small, or free what is needed.
 """
 
 from __future__ import annotations
@@ -43,6 +45,11 @@ local function behind(at)
   local ms, seq = split(at)
   return join(ms, seq + 1)
 end
+local function following(at)  -- the id of an entry that is written now
+  local ms, seq = split(at)
+  if now > ms then return join(now, 0) end
+  return join(ms, seq + 1)
+end
 local function before(at)
   local ms, seq = split(at)
   if seq > 0 then return join(ms, seq - 1) end
@@ -64,19 +71,26 @@ local raw = redis.call('GET', meta)
 local m = nil
 if raw then
   local ok, value = pcall(cjson.decode, raw)
+  if not ok then  -- JavaScript writes half a surrogate pair as an escape, which is read nowhere else
+    ok, value = pcall(cjson.decode, (string.gsub(raw, '\\\\u[dD][89a-fA-F]%x%x', '\\\\ufffd')))
+  end
   m = (ok and type(value) == 'table') and value or {}
 end
+local ended = m and (m.status == 'done' or m.status == 'error')
 local token = ''
 if m and type(m.generation) == 'string' then token = m.generation end
 local h = {}
 local flat = redis.call('HGETALL', own)
 for i = 1, #flat, 2 do h[flat[i]] = flat[i + 1] end
 
+-- A full server refuses a script's first write where that takes memory, and none behind it.
+local function stay() redis.call('PEXPIRE', own, math.max(tonumber(keep), (tonumber(h.ttl) or 0) + HOUR)) end
 local function bury(kind, head, facts)
-  h.gpos, h.gkind, h.ginc, h.gt, h.gm = h.pos, kind, h.inc, head, facts
-  redis.call('HSET', own, 'gpos', h.gpos, 'gkind', kind, 'ginc', h.ginc, 'gt', head, 'gm', facts, 'pos', h.pos)
+  stay()
+  h.gpos, h.gkind, h.ginc, h.gfirst, h.gt, h.gm = h.pos, kind, h.inc, h.first, head, facts
+  redis.call('HSET', own, 'gpos', h.gpos, 'gkind', kind, 'ginc', h.ginc, 'gfirst', h.gfirst, 'gt', head, 'gm', facts,
+    'pos', h.pos)
   redis.call('HDEL', own, 'inc', 'tok', 'org', 'first', 'cpos', 'ttl', 'claim')
-  redis.call('PEXPIRE', own, keep)
   redis.call('SREM', index, id)
   h.inc = nil
 end
@@ -86,12 +100,8 @@ if h.inc then
   local head = first(key)
   local here = head and head[1] or ''
   local same = false
-  if m and token == '' and h.tok ~= '' and head and (m.status == 'done' or m.status == 'error') then
-    if m.status == 'error' then
-      redis.call('XADD', key, '*', 'fin', 'error', 'error', m.error or 'Stream errored')
-    else
-      redis.call('XADD', key, '*', 'fin', 'done')
-    end
+  if ended and token == '' and h.tok ~= '' and head then
+    stay()
     m.generation, token = h.tok, h.tok
     raw = cjson.encode(m)
     redis.call('SET', meta, raw, 'KEEPTTL')
@@ -103,6 +113,12 @@ if h.inc then
     same = token == h.tok and (h.first == '' or h.first == here)
   else
     same = head and (h.first == '' or h.first == here)
+    local last = same and newest(key)
+    if last and later(last[1], h.pos) then h.pos = last[1] end
+    if same and h.tok ~= '' and now + 1000 < split(h.pos) + tonumber(h.ttl) then
+      redis.call('DEL', key)
+      same = false
+    end
   end
   if same then
     if h.first ~= here then
@@ -112,8 +128,8 @@ if h.inc then
     local last = newest(key)
     if last and later(last[1], h.pos) then
       h.pos = last[1]
+      stay()
       redis.call('HSET', own, 'pos', h.pos)
-      redis.call('PEXPIRE', own, keep)
       if m then redis.call('PEXPIRE', key, tonumber(h.ttl) + HOUR) end
     end
   else
@@ -126,12 +142,12 @@ end
 if m and not h.inc then
   local key = place(token)
   local head, last = first(key), newest(key)
+  if head and head[1] == h.gfirst then  -- 0.3.15 has claimed, and is about to delete what is left of the life before
+    redis.call('DEL', key)
+    head, last = nil, nil
+  end
   local claim = head and field(head, 't')
   local life = claim and string.match(claim, '^1;claim;([^;]+);')
-  if life and life == h.ginc then  -- 0.3.15 has claimed, and is about to delete what is left of the life before
-    redis.call('DEL', key)
-    head, last, life = nil, nil, nil
-  end
   local ttl = (tonumber(m.ttlSec) or 86400) * 1000
   local floor = h.pos or '0-0'
   h.tok, h.first, h.ttl = token, head and head[1] or '', string.format('%.0f', ttl)
@@ -147,12 +163,31 @@ if m and not h.inc then
     if not later(h.cpos, floor) then h.cpos = behind(floor) end
   end
   h.pos = last and last[1] or h.cpos
+  stay()
   redis.call('HSET', own, 'inc', h.inc, 'tok', h.tok, 'org', h.org, 'first', h.first, 'cpos', h.cpos,
     'ttl', h.ttl, 'claim', h.claim, 'pos', h.pos)
-  redis.call('PEXPIRE', own, keep)
+  stay()
   redis.call('SADD', index, id)
   if head then redis.call('PEXPIRE', key, ttl + HOUR) end
 end
+
+if h.inc and ended then
+  local key = place(h.tok)
+  local last = newest(key)
+  if not (last and field(last, 'fin')) then
+    stay()
+    h.pos = following(h.pos)
+    if m.status == 'error' then
+      redis.call('XADD', key, h.pos, 'fin', 'error', 'error', m.error or 'Stream errored')
+    else
+      redis.call('XADD', key, h.pos, 'fin', 'done')
+    end
+    if h.first == '' then h.first = h.pos end
+    redis.call('HSET', own, 'pos', h.pos, 'first', h.first)
+    redis.call('PEXPIRE', key, tonumber(h.ttl) + HOUR)
+  end
+end
+if not h.inc and #flat == 0 then redis.call('SREM', index, id) end  -- what was known of it has expired
 
 local at = h.inc and h.pos or (h.gpos or '0-0')
 local function view()
@@ -198,22 +233,23 @@ if kind == 'claim' then
   if h.tok == '' then redis.call('DEL', base) end
 end
 local key = place(h.tok)
+if kind ~= 'claim' and kind ~= 'chunks' then stay() end
 local i = 14
 while i <= #ARGV do
   local count = tonumber(ARGV[i])
-  local ms, seq = split(h.pos)
-  if now > ms then h.pos = join(now, 0) else h.pos = join(ms, seq + 1) end
+  h.pos = following(h.pos)
   redis.call('XADD', key, h.pos, unpack(ARGV, i + 1, i + count))
   i = i + count + 1
 end
 if kind == 'tombstone' or kind == 'expiry' then
   bury(kind, ARGV[12], ARGV[13])
-  redis.call('PEXPIRE', key, 60000)
+  redis.call('PEXPIRE', key, 5000)
   redis.call('DEL', meta)
   return {string.format('%.0f', now), h.pos}
 end
 local ttl = tonumber(h.ttl)
 local seconds = math.max(1, math.ceil(ttl / 1000))
+local left = math.max(seconds, math.ceil((split(h.pos) + ttl - now) / 1000))  -- more where the clock went back
 if kind == 'claim' then
   redis.call('HSET', own, 'inc', h.inc, 'tok', h.tok, 'org', h.org, 'first', h.pos, 'cpos', '', 'ttl', h.ttl,
     'claim', h.claim, 'pos', h.pos)
@@ -223,22 +259,22 @@ else
   redis.call('HSET', own, 'pos', h.pos)
 end
 if kind == 'chunks' and raw then
-  redis.call('EXPIRE', meta, seconds)
+  redis.call('EXPIRE', meta, left)
 else
   local text = '{' .. ARGV[9] .. ',"ttlSec":' .. string.format('%.0f', seconds)
   if h.tok ~= '' then text = text .. ',"generation":' .. cjson.encode(h.tok) end
-  redis.call('SET', meta, text .. '}', 'EX', seconds)
+  redis.call('SET', meta, text .. '}', 'EX', left)
 end
 redis.call('PEXPIRE', key, ttl + HOUR)
-redis.call('PEXPIRE', own, keep)
+stay()
 return {string.format('%.0f', now), h.pos}
 """
 
 _BEAT = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-return redis.call('XADD', KEYS[1], 'MINID', '~', string.format('%.0f', now - tonumber(ARGV[1])), '*',
-  'id', ARGV[2], 'beat', ARGV[3])
+redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now - tonumber(ARGV[1])))
+return redis.call('XADD', KEYS[1], '*', 'id', ARGV[2], 'beat', ARGV[3])
 """
 
 

@@ -7,7 +7,9 @@ Rules.
 
 - A record of ours is delivered as it comes. An entry of npm's, or a record of another life, only raises a doubt: its
   meaning rests on what came before, which reading knows.
-- The sweep compares npm's ``meta`` with what was there: another generation, or none, raises a doubt too.
+- The sweep compares npm's ``meta`` with what was there: another generation, none, or an end that was not heard of
+  raises a doubt too. So does a data key that had entries and is gone: in the layout of 0.3.15 nothing else tells of a
+  next life without entries.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from tailrace.errors import RecordError
 from tailrace.model import Incarnation
 from tailrace.records import Stored
 from tailrace.redis.listening import Channel
-from tailrace.redis.wire import Assembler, Entry, View, own, time_of, token_of
+from tailrace.redis.wire import Assembler, Entry, Meta, View, meta_of, own, time_of
 
 Deliver = Callable[[Stored], None]
 
@@ -32,19 +34,25 @@ class Watch:
         self.followers: dict[object, tuple[Deliver, Callable[[], None]]] = {}
         self.channel: Channel | None = None
         self.incarnation: Incarnation | None = None
-        self.token: str | None = None
+        self.meta = Meta()
+        self.has_entries = False
         self.position = 0
+        self._text: bytes | None = None  # of the meta
         self._moved = moved
         self._assembler = Assembler(stream_id)
 
-    def settle(self, view: View) -> None:
+    def settle(self, view: View, has_entries: bool) -> None:
         """The stream as a script saw it: entries come from here on."""
-        self.incarnation, self.position = view.incarnation, view.position
-        self.token = token_of(view.meta)
+        self.incarnation, self.position, self.has_entries = view.incarnation, view.position, has_entries
+        self._text = view.meta or None
+        self.meta = meta_of(self._text)
         self._assembler = Assembler(self.stream_id)
 
     def take(self, entries: list[Entry]) -> None:
+        self.has_entries = True
         for position, fields in entries:
+            if b"fin" in fields:
+                self.meta = self.meta._replace(ended=True)
             if not own(fields):
                 self.position = position
                 self.doubt()
@@ -70,10 +78,22 @@ class Watch:
 
     def swept(self, meta: bytes | None) -> None:
         """npm's meta as it is now."""
-        token = token_of(meta)
-        if token != self.token:
-            self.token = token
+        if meta == self._text:
+            return
+        self._text = meta
+        before, self.meta = self.meta, meta_of(meta)
+        if self.meta.token != before.token or (self.meta.ended and not before.ended):
             self._moved(self)
+
+    def emptied(self) -> None:
+        """The key that had entries is gone."""
+        self.has_entries = False
+        self._moved(self)
+
+    @property
+    def may_be_emptied(self) -> bool:
+        """Whether its life may end without a trace in ``meta``."""
+        return self.has_entries and self.incarnation is not None and self.meta.token == ""
 
     def doubt(self) -> None:
         for _, uncertain in tuple(self.followers.values()):

@@ -87,16 +87,24 @@ def view_of(reply: list[bytes]) -> View:
     )
 
 
-def token_of(meta: bytes | None) -> str | None:
-    """The generation in npm's meta; None where there is no meta."""
-    if not meta:
-        return None
+class Meta(NamedTuple):
+    """What npm's meta says. ``token`` is None where there is none."""
+
+    token: str | None = None
+    ended: bool = False
+
+
+def meta_of(text: bytes | None) -> Meta:
+    if not text:
+        return Meta()
     try:
-        value = json.loads(meta)
+        value = json.loads(text)
     except ValueError:
-        return ""
-    generation = value.get("generation") if isinstance(value, dict) else None
-    return generation if isinstance(generation, str) else ""
+        value = None
+    if not isinstance(value, dict):
+        return Meta("")
+    generation = value.get("generation")
+    return Meta(generation if isinstance(generation, str) else "", value.get("status") in ("done", "error"))
 
 
 def status_of(record: Record) -> str:
@@ -105,7 +113,12 @@ def status_of(record: Record) -> str:
         return '"status":"streaming"'
     if record.ending.status is Status.DONE:
         return '"status":"done"'
-    return f'"status":"error","error":{json.dumps(record.ending.message or ERRORED, ensure_ascii=False)}'
+    return f'"status":"error","error":{json.dumps(_message(record.ending.message), ensure_ascii=False)}'
+
+
+def _message(message: str | None) -> str:
+    """As npm stores it: half of a surrogate pair becomes U+FFFD."""
+    return (message or ERRORED).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def fields_of(record: Record) -> tuple[list[list[bytes]], str, str]:
@@ -124,7 +137,7 @@ def fields_of(record: Record) -> tuple[list[list[bytes]], str, str]:
         if record.ending.status is Status.DONE:
             own = [b"fin", b"done", *own]
         else:
-            own = [b"fin", b"error", b"error", (record.ending.message or ERRORED).encode(), *own]
+            own = [b"fin", b"error", b"error", _message(record.ending.message).encode(), *own]
     return [own], head, facts
 
 
