@@ -241,6 +241,18 @@ async def test_a_forbidden_subject_is_named_at_once(tmp_path: Path) -> None:
                 await broker.beats.follow(lambda *_: None, lambda: None)
 
 
+@pytest.mark.parametrize("subject", ["s.*.*", "g.>", "m.*", "r.>", "dead.>"])
+async def test_a_subject_that_may_not_be_written_is_named_at_the_start(tmp_path: Path, subject: str) -> None:
+    rights = f'publish: {{ deny: ["tailrace.{subject}"] }}'
+    users = f"{{ user: a, password: b, permissions: {{ {rights} }} }}, {{ user: c, password: d }}"
+    with NatsServer(tmp_path, config=f"authorization {{ users: [{users}] }}") as server:
+        at = f"127.0.0.1:{server.port}"
+        assert f'publish to "tailrace.{subject[:2].rstrip(".*")}' in await refused(f"nats://a:b@{at}", BrokerRefused)
+        async with opened(f"nats://c:d@{at}") as broker:
+            streams = (await broker.connection.api("STREAM.LIST"))["streams"]
+            assert [one["state"]["messages"] for one in streams] == [0] * len(streams)  # trying stored nothing
+
+
 async def test_tls_that_is_not_offered_is_not_done_without(nats_server: NatsServer) -> None:
     assert "TLS" in await refused(f"tls://127.0.0.1:{nats_server.port}", BrokerRefused)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from tailrace import cli
 from tailrace.commands import options, output
 from tailrace.commands.demo import EARLIEST, LATEST, Plan, curl_commands, read_text
 from tailrace.commands.run import parse_input
-from tailrace.commands.runtime import Usage
+from tailrace.commands.runtime import Stop, Usage, run
 from tailrace.errors import BrokerUnavailable, ProducerLost, StreamErrored, StreamNotFound, TailraceError
 
 
@@ -31,6 +34,19 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+
+
+@pytest.mark.parametrize(("error", "told"), [(socket.gaierror(-2, "no such name"), False), (ValueError("x"), True)])
+def test_a_look_up_that_was_given_up_is_nobodys_news(
+    error: Exception, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def command(stop: Stop) -> int:
+        asyncio.get_running_loop().create_future().set_exception(error)
+        return 0
+
+    assert run(command) == 0
+    gc.collect()
+    assert ("never retrieved" in caplog.text) is told
 
 
 def test_an_error_is_one_line_whatever_it_holds() -> None:

@@ -65,7 +65,10 @@ def connecting(error: BaseException | None, where: str, words: str) -> BrokerErr
         )
     if is_final(error):
         return BrokerRefused(f"{where} refused the connection: {words}")
-    return BrokerUnavailable(f"Cannot reach NATS at {where}: {words}")
+    unavailable = BrokerUnavailable(f"Cannot reach NATS at {where}: {words}")
+    if not isinstance(error, OSError) or isinstance(error, TimeoutError):  # somebody is there
+        unavailable.hint = "Check that this is the port of a NATS server, and whether TLS comes first (tls_first)."
+    return unavailable
 
 
 def denied(words: str, where: str) -> BrokerRefused:

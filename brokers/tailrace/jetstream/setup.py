@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from tailrace.errors import BrokerUnavailable, BrokerUnsuitable
 from tailrace.jetstream import refusals
-from tailrace.jetstream.connection import Connection
+from tailrace.jetstream.connection import Connection, Unanswered
 from tailrace.jetstream.names import Names
 from tailrace.jetstream.options import JetStreamOptions
+from tailrace.jetstream.wire import header_block
+from tailrace.model import Incarnation
 
 Settings = dict[str, Any]
+NEVER = 1 << 53  # a sequence that no subject comes to
 SHARDS, FORMAT = "tailrace-shards", "tailrace-format"
 ONE_TRY, PAUSE, PATIENCE = 1.5, 0.1, 8.0  # seconds: of one call, between two, of all
 _NANO = 1_000_000_000
@@ -96,6 +100,28 @@ async def check(connection: Connection, names: Names, options: JetStreamOptions)
     for outcome in outcomes:  # all have ended: nothing goes on behind the error
         if isinstance(outcome, BaseException):
             raise outcome
+    outcomes = await asyncio.gather(*(_try(connection, name) for name in _written(names)), return_exceptions=True)
+    for outcome in outcomes:  # as above
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _written(names: Names) -> tuple[str, ...]:
+    """A subject of each kind that is written to."""
+    return (
+        names.place("x").subject,
+        names.segment("x", Incarnation(1, 0), 0),
+        names.member("x"),
+        names.command("x", "x"),
+        names.dead_letter("x", "x"),
+    )
+
+
+async def _try(connection: Connection, subject: str) -> None:
+    """What this user may not write it is told now, and not by its first stream. Nothing is stored: no subject ever has
+    as many messages. Raises `BrokerRefused`."""
+    with suppress(Unanswered, BrokerUnavailable):
+        await connection.request(subject.encode(), block=header_block({}, NEVER), timeout=ONE_TRY)
 
 
 async def _enabled(connection: Connection) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -89,6 +90,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _signalled(command: Callable[[Stop], Coroutine[Any, Any, int]]) -> int:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
+    loop.set_exception_handler(_unheard)
     stop = Stop(task)
     for number in SIGNALS:
         loop.add_signal_handler(number, stop, number)
@@ -101,6 +103,12 @@ async def _signalled(command: Callable[[Stop], Coroutine[Any, Any, int]]) -> int
     finally:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
+
+
+def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """uvloop leaves the look-up of a name behind that was given up: its failure is nobody's news."""
+    if not isinstance(context.get("exception"), socket.gaierror):
+        loop.default_exception_handler(context)
 
 
 @asynccontextmanager
