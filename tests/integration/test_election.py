@@ -1,5 +1,5 @@
-"""Real processes on one nats-server, Kafka broker or Redis: elections among them, and what becomes of a producer that
-is killed or paused."""
+"""Real processes on one nats-server, three of them, a Kafka broker or Redis: elections among them, and what becomes of
+a producer that is killed or paused."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tailrace.errors import ProducerLost
 from tailrace.jetstream import JetStreamOptions
 from tailrace.kafka import KafkaOptions
 from tailrace.model import Status
+from tailrace.testing.cluster import NatsCluster
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.kit import until_ending
@@ -30,7 +31,7 @@ from tailrace.testing.redis_world import RedisWorld
 from tailrace.testing.servers import NatsServer
 from tailrace.testing.worlds import JetStreamWorld, replay
 
-Server = NatsServer | KafkaServer | RedisServer
+Server = NatsServer | NatsCluster | KafkaServer | RedisServer
 SomeWorld = JetStreamWorld | KafkaWorld | RedisWorld
 PATIENCE = 60.0
 PROCESSES, IDS = 4, 200
@@ -137,7 +138,10 @@ async def agents(url: str, count: int) -> AsyncIterator[list[Agent]]:
             await agent.process.communicate()
 
 
-@pytest.fixture(scope="module", params=[NatsServer, KafkaServer, RedisServer])
+CLUSTER = pytest.param(NatsCluster, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[NatsServer, KafkaServer, RedisServer, CLUSTER])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with request.param(Path(tmp_path_factory.mktemp("broker"))) as server:
         yield server
@@ -146,7 +150,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def world_on(server: Server) -> SomeWorld:
     if isinstance(server, RedisServer):
         return RedisWorld(server.url)
-    return JetStreamWorld(server.url) if isinstance(server, NatsServer) else KafkaWorld(server.url)
+    return KafkaWorld(server.url) if isinstance(server, KafkaServer) else JetStreamWorld(server.url)
 
 
 async def test_one_producer_each_and_all_agree(server: Server) -> None:
