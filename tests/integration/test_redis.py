@@ -266,6 +266,13 @@ async def test_what_a_user_may_not_do_is_told_at_the_start(tmp_path: Path) -> No
         assert server.ask("KEYS", "*") == b"*0\r\n"  # trying left nothing behind
 
 
+async def test_a_server_that_takes_no_writes_now_is_opened_all_the_same(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis", config="min-replicas-to-write 1") as server:
+        await (await open_redis(server.url)).close()
+    with RedisServer(tmp_path / "full", config="maxmemory 1mb") as server:
+        await (await open_redis(server.url)).close()
+
+
 async def test_tls_files_that_cannot_be_used(server: RedisServer, tmp_path: Path) -> None:
     at = f"rediss://127.0.0.1:{server.port}"
     (tmp_path / "file").write_text("nothing of the kind")

@@ -36,8 +36,11 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.mark.parametrize(("error", "told"), [(socket.gaierror(-2, "no such name"), False), (ValueError("x"), True)])
-def test_a_look_up_that_was_given_up_is_nobodys_news(
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(socket.gaierror(-2, "no such name"), False), (ConnectionResetError(), False), (KeyError(), True)],
+)
+def test_a_connection_that_was_given_up_is_nobodys_news(
     error: Exception, told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def command(stop: Stop) -> int:

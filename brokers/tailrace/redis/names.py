@@ -9,7 +9,7 @@
     P:tailrace:index                 the ids of the streams that are there
     P:tailrace:claims                the last claims, for those who wait for one
     P:tailrace:beats                 heartbeats
-    P:tailrace:permissions           gone again: what a start tries its commands on
+    P:tailrace:trial                 gone again: what a start tries its commands on
     P:tailrace:wake:…                wakes one process's blocked read
     P:tailrace:runs:HANDLER          commands; P:tailrace:dead those that could not be run
     P:tailrace:cancels:MEMBER        stream ids to cancel
@@ -78,8 +78,8 @@ class Names:
         return f"{self.prefix}:tailrace:dead"
 
     @property
-    def permissions(self) -> str:
-        return f"{self.prefix}:tailrace:permissions"
+    def trial(self) -> str:
+        return f"{self.prefix}:tailrace:trial"
 
     def runs(self, handler: str) -> str:
         return f"{self.prefix}:tailrace:runs:{handler}"

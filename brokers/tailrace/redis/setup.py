@@ -18,7 +18,7 @@ local key, forbidden = KEYS[1], {}
 local function try(...)
   local answer = redis.pcall(...)
   local said = type(answer) == 'table' and answer.err
-  if said and (string.find(said, 'NOPERM') or string.find(said, 'permission') or string.find(said, "can't run")) then
+  if said and (string.find(said, 'no permissions') or string.find(said, "user executing the script can't")) then
     forbidden[#forbidden + 1] = (...)
   end
 end
@@ -60,7 +60,7 @@ async def check(connection: Connection, names: Names) -> bool:
 async def _check_permissions(connection: Connection, names: Names) -> None:
     """What a process may not do, it is told now, and not by its first stream."""
     try:
-        found = await connection.run(_TRY, (names.permissions,))
+        found = await connection.run(_TRY, (names.trial,))
     except Unanswered as error:
         raise BrokerUnavailable(str(error)) from None
     if found:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -106,8 +105,10 @@ async def _signalled(command: Callable[[Stop], Coroutine[Any, Any, int]]) -> int
 
 
 def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """uvloop leaves the look-up of a name behind that was given up: its failure is nobody's news."""
-    if not isinstance(context.get("exception"), socket.gaierror):
+    """A connection, or the look-up of a name, that was given up may fail behind its caller's back (uvloop tells): that
+    is nobody's news."""
+    given_up = isinstance(context.get("exception"), OSError) and "never retrieved" in str(context.get("message"))
+    if not given_up:
         loop.default_exception_handler(context)
 
 
