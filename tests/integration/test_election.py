@@ -52,7 +52,7 @@ async def line(reader):
 
 async def main():
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(limit=1 << 24)  # an order is one line
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     options = StoreOptions(
         lease_ttl=float(sys.argv[2]),
@@ -98,6 +98,7 @@ class Agent:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
+        self.member = ""
 
     async def tell(self, **order: object) -> None:
         assert self.process.stdin is not None
@@ -126,10 +127,11 @@ async def agents(url: str, count: int) -> AsyncIterator[list[Agent]]:
                 *(sys.executable, "-c", AGENT, url, str(LEASE_TTL)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                limit=1 << 24,  # an answer is one line
             )
             started.append(Agent(process))
         for agent in started:
-            await agent.hear("member")
+            agent.member = await agent.hear("member")
         yield started
     finally:
         for agent in started:
@@ -153,12 +155,20 @@ def world_on(server: Server) -> SomeWorld:
     return KafkaWorld(server.url) if isinstance(server, KafkaServer) else JetStreamWorld(server.url)
 
 
+Roles = dict[str, list[str]]  # role and incarnation by id
+
+
+async def elected(among: list[Agent], ids: list[str]) -> list[Roles]:
+    """What each agent is told when all of them acquire every id at once."""
+    for number, agent in enumerate(among):  # in orders of their own, else the first one stays ahead
+        await agent.tell(do="elect", ids=Random(number).sample(ids, len(ids)))
+    return [await agent.hear("roles") for agent in among]
+
+
 async def test_one_producer_each_and_all_agree(server: Server) -> None:
     ids = [f"election:{number}" for number in range(IDS)]
     async with asyncio.timeout(PATIENCE), agents(server.url, PROCESSES) as all_agents:
-        for number, agent in enumerate(all_agents):  # in orders of their own, else the first one stays ahead
-            await agent.tell(do="elect", ids=Random(number).sample(ids, IDS))
-        found = [await agent.hear("roles") for agent in all_agents]
+        found = await elected(all_agents, ids)
         won = Counter[int]()
         async with closing(world_on(server)) as world:
             for stream_id in ids:
@@ -169,6 +179,26 @@ async def test_one_producer_each_and_all_agree(server: Server) -> None:
                 assert str(state.incarnation) == roles[0][1]
                 won[[role for role, _ in roles].index("producer")] += 1
         assert len(won) > 1, f"{won}: they were not at it at once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("server", [KafkaServer], indirect=True)
+async def test_a_fresh_process_knows_every_owner_of_ten_thousand_contentions(server: Server) -> None:
+    """All that it goes by is the log of claims, with the openings of the losers among them."""
+    ids = [f"fresh:{number}" for number in range(10_000 // PROCESSES)]
+    async with asyncio.timeout(5 * PATIENCE), agents(server.url, PROCESSES) as all_agents:
+        found = await elected(all_agents, ids)
+        owners = {}
+        for stream_id in ids:
+            roles = [roles[stream_id] for roles in found]
+            assert sorted(role for role, _ in roles) == ["consumer"] * (PROCESSES - 1) + ["producer"]
+            [owners[stream_id]] = {incarnation for _, incarnation in roles}
+        won = Counter(number for number, roles in enumerate(found) for role, _ in roles.values() if role == "producer")
+        assert len(won) > 1, f"{won}: they were not at it at once"
+        async with agents(server.url, 1) as fresh:
+            [roles] = await elected(fresh, ids)
+        assert roles == {stream_id: ["consumer", incarnation] for stream_id, incarnation in owners.items()}
 
 
 @asynccontextmanager
@@ -243,3 +273,36 @@ async def test_nobody_reads_a_late_byte_of_a_zombie(server: Server) -> None:
             state, chunks = replay(await world.records(stream_id))
         assert chunks == got
         assert state.epoch == 2
+
+
+@pytest.mark.chaos
+async def test_a_reader_that_is_there_when_a_zombie_wakes_sees_none_of_it(server: Server) -> None:
+    """Paused over its lease, and its stream taken over by another, who writes on before and after it wakes."""
+    stream_id = "woken"
+    async with (
+        asyncio.timeout(PATIENCE),
+        agents(server.url, 1) as (agent,),
+        await connect(server.url, options()) as store,
+        await connect(server.url, options()) as elsewhere,
+    ):
+        await agent.tell(do="produce", id=stream_id, pause=0.0)
+        await agent.hear("ready")
+        while await agent.hear("acked") < 50:
+            pass
+        agent.signal(signal.SIGSTOP)
+        lease = await store.takeover(stream_id, 1)
+        assert lease is not None
+        reading = [asyncio.create_task(until_ending(each.read(stream_id))) for each in (store, elsewhere)]
+        await store.append(stream_id, b"asleep", lease)
+        while not elsewhere.members.is_lost(agent.member):
+            await asyncio.sleep(0.05)
+        agent.signal(signal.SIGCONT)
+        assert await agent.hear("failed") == "StreamSuperseded"
+        await store.append(stream_id, b"awake", lease)
+        await store.finalize(stream_id, "done", lease=lease)
+        for got, ending in await asyncio.gather(*reading):
+            assert ending is None
+            assert got[-2:] == [b"asleep", b"awake"]
+            numbers = [int(chunk) for chunk in got[:-2]]
+            assert len(numbers) > 50
+            assert numbers == list(range(len(numbers)))
