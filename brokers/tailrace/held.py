@@ -8,17 +8,17 @@ without naming it is told why; the oldest of those go first.
 from __future__ import annotations
 
 from tailrace.errors import StreamSuperseded
-from tailrace.model import Lease
+from tailrace.model import Incarnation, Lease
 from tailrace.writer import Writer
 
 MOST_FENCED = 1024  # superseded leases that are remembered
 
 
 class Held:
-    """Writers by the token of their lease, leases by stream."""
+    """Writers by the incarnation and epoch of their lease, leases by stream."""
 
     def __init__(self) -> None:
-        self._writers: dict[str, Writer] = {}
+        self._writers: dict[tuple[Incarnation, int], Writer] = {}
         self._leases: dict[str, Lease] = {}
         self._fenced: dict[str, Lease] = {}
 
@@ -33,7 +33,7 @@ class Held:
     def writer(self, stream_id: str, lease: Lease | None) -> Writer | None:
         """Who writes under ``lease`` (None: under the one that is held), if somebody does."""
         held = lease or self._leases.get(stream_id)
-        writer = self._writers.get(held.token) if held is not None else None
+        writer = self._writers.get((held.incarnation, held.epoch)) if held is not None else None
         return writer if writer is not None and writer.lease.stream_id == stream_id else None
 
     def lease(self, stream_id: str) -> Lease | None:
@@ -47,11 +47,11 @@ class Held:
 
     def serve(self, writer: Writer) -> None:
         """``writer`` serves its lease, whoever acquired it."""
-        self._writers[writer.lease.token] = writer
+        self._writers[writer.lease.incarnation, writer.lease.epoch] = writer
 
     def release(self, writer: Writer) -> None:
         """``writer`` is through."""
-        self._writers.pop(writer.lease.token, None)
+        self._writers.pop((writer.lease.incarnation, writer.lease.epoch), None)
         stream_id = writer.lease.stream_id
         if self._leases.get(stream_id) != writer.lease:
             return

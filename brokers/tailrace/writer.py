@@ -58,7 +58,7 @@ class Writer:
         self._queued_bytes = 0
         self._entries, self._bytes = state.entries, state.bytes  # the stream's end, with all that is queued
         self._ending: Ending | None = None
-        self._waiter: asyncio.Future[Shift] | None = None  # of the chunks queued now
+        self._waiting: list[asyncio.Future[Shift]] = []  # those whose chunks are queued now
         self._ended: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -75,9 +75,11 @@ class Writer:
     async def extend(self, chunks: Sequence[bytes]) -> str:
         """Queue ``chunks``, wait until they are kept, return the cursor of the last."""
         await self._until_room()
-        waiter = self._queue(chunks)
+        self._queue(chunks)
         entries, octets = self._entries, self._bytes
-        shift = await asyncio.shield(waiter)
+        waiter: asyncio.Future[Shift] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        shift = await waiter
         mark = Mark(self.lease.incarnation, self.lease.epoch, entries + shift[0], octets + shift[1])
         return mark.cursor(self.lease.stream_id)
 
@@ -88,21 +90,16 @@ class Writer:
                 self._room.add_done_callback(_retrieve)
             await asyncio.shield(self._room)
 
-    def _queue(self, chunks: Sequence[bytes]) -> asyncio.Future[Shift]:
+    def _queue(self, chunks: Sequence[bytes]) -> None:
         if self.failure is not None:
             raise _again(self.failure)
         if self._ending is not None:
             raise StreamFinalized(f"Stream already finalized: {self.lease.stream_id}")
         taken = [chunk if type(chunk) is bytes else bytes(memoryview(chunk)) for chunk in chunks]
         refusal = self._admit(taken)
-        if self._waiter is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            self._waiter.add_done_callback(_retrieve)
-        waiter = self._waiter
         self._start()
         if refusal is not None:
             raise refusal
-        return waiter
 
     def _admit(self, chunks: list[bytes]) -> TailraceError | None:
         """Queue the chunks up to the first that a limit refuses."""
@@ -147,29 +144,30 @@ class Writer:
             self._task = asyncio.create_task(self._run(), name=f"tailrace-writer-{self.lease.stream_id[:40]}")
 
     async def _run(self) -> None:
-        waiter: asyncio.Future[Shift] | None = None
+        waiting: list[asyncio.Future[Shift]] = []
         try:
-            while self._waiter is not None or self._ending is not None:
-                waiter, self._waiter = self._waiter, None
+            while self._chunks or self._waiting or self._ending is not None:
+                waiting, self._waiting = self._waiting, []
                 chunks, self._chunks = self._chunks, []
                 entries, octets = self._entries, self._bytes
                 await self._store_chunks(chunks)
-                if waiter is not None and not waiter.done():
-                    waiter.set_result((self.state.entries - entries, self.state.bytes - octets))
-                waiter = None
+                shift = (self.state.entries - entries, self.state.bytes - octets)
+                for waiter in waiting:
+                    if not waiter.done():
+                        waiter.set_result(shift)
                 ending = self._ending
-                if ending is not None and self._waiter is None:
+                if ending is not None and not self._chunks and not self._waiting:
                     await self._store(partial(_finish, self.lease.stream_id, ending))
                     self.failure = StreamFinalized(f"Stream already finalized: {self.lease.stream_id}")
                     _resolve(self._ended)
                     break
         except TailraceError as error:
-            self._fail(error, waiter)
+            self._fail(error, waiting)
         except asyncio.CancelledError:
-            self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), waiter)
+            self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), waiting)
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
-            self._fail(BrokerFailed(f"Writing {self.lease.stream_id} failed: {type(error).__name__}: {error}"), waiter)
+            self._fail(BrokerFailed(f"Writing {self.lease.stream_id} failed: {type(error).__name__}: {error}"), waiting)
         finally:
             self._task = None
             self._on_kept(self)
@@ -233,13 +231,14 @@ class Writer:
                 pass  # somebody else is at it; whatever they wrote, this lease is over
         raise StreamTrimmed(f"The broker lost acknowledged records of {self.lease.stream_id}")
 
-    def _fail(self, error: TailraceError, waiter: asyncio.Future[Shift] | None) -> None:
+    def _fail(self, error: TailraceError, waiting: Sequence[asyncio.Future[Shift]]) -> None:
         self.failure = error
-        waiting: tuple[asyncio.Future[Any] | None, ...] = (waiter, self._waiter, self._room)
-        for future in waiting:
-            if future is not None and not future.done():
+        for future in (*waiting, *self._waiting):
+            if not future.done():
                 future.set_exception(_again(error))
-        self._waiter = self._room = None
+        if self._room is not None and not self._room.done():
+            self._room.set_exception(_again(error))
+        self._waiting, self._room = [], None
         self._chunks.clear()
         self._queued_bytes = 0
         if self._ended is not None and not self._ended.done() and not self.is_over:
@@ -260,7 +259,7 @@ class Writer:
             await asyncio.wait({task})
             if self._task is task:  # it was cancelled before it began
                 self._task = None
-                self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), None)
+                self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), ())
 
 
 def _chunks(stream_id: str, data: list[bytes], at: Mark) -> Record:

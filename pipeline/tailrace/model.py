@@ -56,11 +56,27 @@ _INCARNATION = re.compile(r"([1-9][0-9]{0,8})-([0-9a-f]{16})")
 _CURSOR = struct.Struct(">4sIQI")
 _CURSOR_VERSION = "1"
 _CURSOR_TEXT = re.compile(_CURSOR_VERSION + "[0-9a-v]{48}")
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
+_PAIRS = [first + second for first in _DIGITS for second in _DIGITS]  # the text of 10 bits
 
 
 @lru_cache(maxsize=4096)
 def _stream_hash(stream_id: str) -> bytes:
     return hashlib.blake2b(stream_id.encode(), digest_size=4).digest()
+
+
+@lru_cache(maxsize=4096)
+def _cursor_head(stream_id: str, incarnation: Incarnation, epoch: int) -> str:
+    """The version and the first 20 octets: what all cursors of one lease begin with."""
+    packed = _CURSOR.pack(_stream_hash(stream_id), *incarnation, epoch)
+    return _CURSOR_VERSION + base64.b32hexencode(packed).decode().lower()
+
+
+def _digits(number: int) -> str:
+    """Five octets, big end first, as 8 digits."""
+    if not 0 <= number < 1 << 40:
+        raise OverflowError(f"no place in a cursor for {number}")
+    return _PAIRS[number >> 30] + _PAIRS[number >> 20 & 1023] + _PAIRS[number >> 10 & 1023] + _PAIRS[number & 1023]
 
 
 class Mark(NamedTuple):
@@ -73,9 +89,7 @@ class Mark(NamedTuple):
 
     def cursor(self, stream_id: str) -> str:
         """The opaque, sortable, URL-safe text of this mark (49 characters)."""
-        packed = _CURSOR.pack(_stream_hash(stream_id), *self.incarnation, self.epoch)
-        packed += self.entries.to_bytes(5) + self.bytes.to_bytes(5)
-        return _CURSOR_VERSION + base64.b32hexencode(packed).decode().lower()
+        return _cursor_head(stream_id, self.incarnation, self.epoch) + _digits(self.entries) + _digits(self.bytes)
 
     @classmethod
     def parse(cls, stream_id: str, cursor: str) -> Mark:

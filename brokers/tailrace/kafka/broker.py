@@ -25,7 +25,7 @@ class Kafka:
         self.options = connection.options
         self.names = Names(connection.options)
         self.feeds = Feeds(connection)
-        self.sender = Sender(connection)
+        self.sender = Sender(connection, self.feeds.stored)
         self.claims = Claims(connection, self.names, self.feeds, self.sender)
         self.log = KafkaLog(connection, self.names, self.feeds, self.sender, self.claims)
         self.beats = KafkaBeats(connection, self.names, self.feeds, self.sender)

@@ -16,6 +16,8 @@ segments are. Every process reads this topic from its beginning before it is rea
 Rules.
 
 - Whether a stream is *not* here is asked of the leader: `current` reads up to the topic's end as it is at the call.
+- Whoever stored an opening waits until it comes back: the first one for its life may be another's after all, if the
+  leader that was asked did not know yet that it leads no more.
 - The offset of an opening without a base is taken before the table is asked. A claim that was in the log by then had
   its opening stored before, and is seen. So even an opening that came too late tells the truth, and where the older
   ones are gone (the topic's head was trimmed) it leads to the same owner.
@@ -42,7 +44,7 @@ from tailrace.kafka.connection import Connection, Place
 from tailrace.kafka.feeds import Feed, Feeds, Lost
 from tailrace.kafka.reading import Batch, Raw
 from tailrace.kafka.refusals import Unanswered
-from tailrace.kafka.sender import Headers, Sender
+from tailrace.kafka.sender import Ack, Headers, Sender
 from tailrace.kafka.topics import Names
 from tailrace.kafka.wire import texts
 from tailrace.model import Incarnation
@@ -102,7 +104,7 @@ class Claims:
         self._keep_ms = int(connection.options.retention * 1000)
         self._entries: dict[str, Entry] = {}
         self._followed: list[Feed] = []
-        self._writing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._writing: dict[tuple[str, int], asyncio.Task[Ack]] = {}
         self.forgotten: Callable[[str], None] = lambda stream_id: None
         self.alive = 0
         self.skipped = 0
@@ -169,10 +171,12 @@ class Claims:
         return entry.keep_ms - self._keep_ms + FRESH_MS >= self._connection.clock.now_ms
 
     async def open(self, stream_id: str, start: int, before: Stored | None = None) -> None:
-        """Store an opening for the life behind ``before``, the stream's last record. Raises `BrokerUnavailable`."""
+        """Store an opening for the life behind ``before``, the stream's last record, and return when the table has
+        it, and so every opening before it. Raises `BrokerUnavailable`."""
         base = before.position if before is not None else 0
         value = _json({"k": "open", "start": start, "base": base, "keep": self._keep_ms})
-        await self._write(stream_id, value, _copy(before) if before is not None else [])
+        ack = await self._write(stream_id, value, _copy(before) if before is not None else [])
+        await self._until([(self._followed[self._names.claims_partition(stream_id)], ack.offset + 1)])
 
     async def seal(self, stream_id: str, incarnation: Incarnation, offsets: Sequence[int]) -> None:
         """Store where a seal's segments are. Raises `BrokerUnavailable`."""
@@ -190,20 +194,21 @@ class Claims:
         key = (stored.record.stream_id, stored.position)
         task = self._writing.get(key)
         if task is None:
-            task = self._writing[key] = asyncio.create_task(self._write(stored.record.stream_id, b"", _copy(stored)))
+            task = asyncio.create_task(self._write(stored.record.stream_id, b"", _copy(stored)))
+            self._writing[key] = task
             task.add_done_callback(lambda done: self._copied(key, done))
         await asyncio.shield(task)
 
-    def _copied(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+    def _copied(self, key: tuple[str, int], task: asyncio.Task[Ack]) -> None:
         self._writing.pop(key, None)
         if not task.cancelled():
             task.exception()
 
-    async def _write(self, stream_id: str, value: bytes, headers: Headers) -> None:
+    async def _write(self, stream_id: str, value: bytes, headers: Headers) -> Ack:
         place = self._followed[self._names.claims_partition(stream_id)].place
         try:
             async with asyncio.timeout(self._connection.options.request_timeout):
-                await self._sender.send(place, stream_id.encode(), value, headers)
+                return await self._sender.send(place, stream_id.encode(), value, headers)
         except (Unanswered, TimeoutError) as error:  # stored or not: what is written here is as true a second time
             raise BrokerUnavailable(f"{place} at {self._connection} did not confirm a claim") from error
 

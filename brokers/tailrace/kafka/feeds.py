@@ -10,13 +10,17 @@ other records there now, or none: so after a failure the last record that was se
 same, or the broker no longer holds the place, the feed hears `lost` (what there is now: the first offset and the end),
 and goes on where that says. A feed is doubted from the failure until then, each for itself: its node may be the
 only one that is away. `take`, `lost` and `on_back` must neither block nor raise.
+
+What this process stored itself directly behind a feed's position is taken when the broker confirms it: all replicas
+have it then, and nothing is between. So a process that alone writes to a partition need not wait for its own records,
+and a lane that was answered with nothing else rests before it asks again, unless somebody is behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from aiokafka.protocol.offset import OffsetResetStrategy
@@ -24,24 +28,30 @@ from aiokafka.protocol.offset import OffsetResetStrategy
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place
-from tailrace.kafka.reading import Batch, Raw, batches_of
+from tailrace.kafka.reading import Batch, Raw, Sent, batches_of
 from tailrace.kafka.refusals import Unanswered
-from tailrace.kafka.sender import BUSY, SPACING
+from tailrace.kafka.sender import BUSY, SPACING, Item
 from tailrace.kafka.sessions import Session
 
 Lost = Callable[[int, int], int]
+REST = 0.005  # seconds that a lane asks for nothing after an answer that held nothing new
 
 _log = logging.getLogger(__name__)
 
 
 class Feed:
-    """One followed partition. ``position`` is the offset that comes next."""
+    """One followed partition. ``position`` is the offset that comes next, ``wanted`` the highest that was waited for;
+    ``hurry`` is called where somebody begins to wait."""
 
-    def __init__(self, place: Place, position: int, take: Callable[[Batch], None], lost: Lost) -> None:
+    def __init__(
+        self, place: Place, position: int, take: Callable[[Batch], None], lost: Lost, hurry: Callable[[], None]
+    ) -> None:
         self.place = place
         self.position = position
         self.take = take
         self.lost = lost
+        self.hurry = hurry
+        self.wanted = 0
         self.doubted = False
         self.on_back: Callable[[], None] | None = None  # hears that it goes on after a failure
         self.last: Raw | None = None
@@ -60,11 +70,24 @@ class Feed:
         if self.position < offset:
             waiter = (offset, asyncio.get_running_loop().create_future())
             self._waiters.append(waiter)
+            self.want(offset)
             try:
                 await waiter[1]
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
+
+    def want(self, offset: int) -> None:
+        """There is something before ``offset`` that somebody waits for."""
+        self.wanted = max(self.wanted, offset)
+        self.hurry()
+
+    def took(self, batch: Batch) -> None:
+        """Take what comes next."""
+        if batch.records:
+            self.last = batch.records[-1]
+        self.take(batch)
+        self.moved(batch.next_offset)
 
     def moved(self, position: int) -> None:
         self.position = position
@@ -81,7 +104,7 @@ class _Lane:
         self.number = number
         self.feeds: dict[Place, Feed] = {}
         self.session = Session()
-        self.taken = 0  # records of the last answer
+        self.given = self.taken = 0  # bytes of the last answer, and records in it that were news
         self.task: asyncio.Task[None] | None = None
 
 
@@ -93,27 +116,62 @@ class Feeds:
         self._lanes: list[_Lane] = []
         self._joining: list[Feed] = []
         self._placing: asyncio.Task[None] | None = None
-        self._feeds: set[Feed] = set()
+        self._feeds: dict[Place, Feed] = {}
+        self._resting: set[asyncio.Future[None]] = set()
         self._closed = False
         self.away = False
 
     async def follow(self, place: Place, take: Callable[[Batch], None], lost: Lost, start: int | None = None) -> Feed:
         """Follow a partition from offset ``start`` on (None: from its end as it is now). Raises `BrokerUnavailable`."""
         position = await self._connection.end(place) if start is None else start
-        feed = Feed(place, position, take, lost)
+        feed = Feed(place, position, take, lost, self._hurry)
         feed.unanchored = start is None and position > 0
-        self._feeds.add(feed)
+        self._feeds[place] = feed
         self._place(feed)
         return feed
 
     def drop(self, feed: Feed) -> None:
         """Follow it no more."""
-        self._feeds.discard(feed)
+        if self._feeds.get(feed.place) is feed:
+            del self._feeds[feed.place]
         if feed in self._joining:
             self._joining.remove(feed)
         for lane in self._lanes:
             if lane.feeds.get(feed.place) is feed:
                 del lane.feeds[feed.place]
+
+    def stored(self, place: Place, base: int, time_ms: int, items: Sequence[Item]) -> None:
+        """All replicas have these records of this process, from offset ``base`` on."""
+        feed = self._feeds.get(place)
+        if feed is None or feed.position > base:
+            return
+        if feed.position < base or feed.doubted or time_ms < 0:
+            feed.want(base + len(items))  # others' records are before them
+            return
+        records = [
+            Sent(base + n, time_ms, item.key, item.value, item.headers, item.meant) for n, item in enumerate(items)
+        ]
+        feed.unanchored = False
+        feed.took(Batch(list(records), base + len(items)))
+
+    def _hurry(self) -> None:
+        """No lane may rest now."""
+        for rest in self._resting:
+            _wake(rest)
+
+    async def _rest(self) -> None:
+        """Wait for `REST` seconds, or until somebody is behind."""
+        if any(feed.position < feed.wanted for feed in self._feeds.values()):
+            return
+        loop = asyncio.get_running_loop()
+        rest: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(REST, _wake, rest)
+        self._resting.add(rest)
+        try:
+            await rest
+        finally:
+            timer.cancel()
+            self._resting.discard(rest)
 
     def _place(self, *feeds: Feed) -> None:
         self._joining.extend(feeds)
@@ -163,7 +221,7 @@ class Feeds:
                 except (BrokerUnavailable, Unanswered) as error:
                     await self._failed(lane, error)
                     continue
-                moved, lane.taken = False, 0
+                moved, lane.given, lane.taken = False, 0, 0
                 for place, fetched in (lane.session.answered(answer) or {}).items():
                     if (feed := feeds[place]) is lane.feeds.get(place):
                         moved |= await self._took(lane, feed, fetched)
@@ -175,6 +233,8 @@ class Feeds:
                 self._take_over(lane)
                 if lane.taken >= BUSY:  # under load fewer and larger answers cost everybody less
                     await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
+                elif lane.given and not lane.taken:
+                    await self._rest()
         except Exception:  # noqa: BLE001  # without its lane, whoever follows would wait for ever
             _log.exception("a lane failed")
             for feed in lane.feeds.values():
@@ -204,7 +264,7 @@ class Feeds:
         self._leave(lane)
 
     def _answered_again(self) -> None:
-        if self.away and not any(feed.doubted for feed in self._feeds):
+        if self.away and not any(feed.doubted for feed in self._feeds.values()):
             self.away = False
             _log.info("the broker answers again")
 
@@ -241,15 +301,14 @@ class Feeds:
         if feed.unanchored:
             feed.last, feed.unanchored = _first(fetched, feed.position - 1), False
         self._trust(feed)
+        lane.given += len(fetched.data)
         for batch in batches_of(fetched.data, feed.position):
             if batch.unreadable is not None:
                 self._connection.damage(feed.place, batch.unreadable)
             if batch.records:
-                feed.last = batch.records[-1]
-                self._connection.clock.see(feed.last.timestamp)
+                self._connection.clock.see(batch.records[-1].timestamp)
             lane.taken += len(batch.records)
-            feed.take(batch)
-            feed.moved(batch.next_offset)
+            feed.took(batch)
         return False
 
     @staticmethod
@@ -300,6 +359,11 @@ class Feeds:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _wake(rest: asyncio.Future[None]) -> None:
+    if not rest.done():
+        rest.set_result(None)
 
 
 def _first(fetched: Fetched, offset: int) -> Raw | None:

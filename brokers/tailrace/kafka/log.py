@@ -30,7 +30,7 @@ from tailrace.kafka.connection import Connection
 from tailrace.kafka.feeds import Feeds
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.segments import Segments
-from tailrace.kafka.sender import Ack, Sender, size_of
+from tailrace.kafka.sender import Ack, Headers, Sender, size_of
 from tailrace.kafka.topics import Names
 from tailrace.kafka.track import Track
 from tailrace.kafka.tracks import Tracks, start_of
@@ -92,7 +92,7 @@ class KafkaLog:
             raise AppendRefused(f"the stream is at {track.position}")
         if begins_a_life(record):
             await self._open(track, expected)
-        position = await self._send(track, record, key, payload, headers)
+        position = await self._send(track, record, expected, key, payload, headers)
         try:
             await self._settle(track)
         except BrokerUnavailable as error:  # it is stored, but nobody may be told yet
@@ -109,22 +109,25 @@ class KafkaLog:
         start, before = feed.position, track.last
         await self._settle(track)
         await self._claims.open(track.stream_id, start, before)
+        entry = self._claims.peek(track.stream_id)
+        if entry is not None and (entry.base != base or entry.start < start):  # another's: what it leads to comes first
+            self._tracks.restart(track)
+            raise AppendRefused("another process opened it first")
 
     async def _send(
-        self, track: Track, record: Record, key: bytes, payload: bytes, headers: list[tuple[str, bytes]]
+        self, track: Track, record: Record, expected: int, key: bytes, payload: bytes, headers: Headers
     ) -> int:
-        outcome = track.waiting.get(record.nonce)
-        if outcome is None:
-            outcome = track.waiting[record.nonce] = asyncio.get_running_loop().create_future()
-            outcome.add_done_callback(_retrieve)
-        sent = self._sender.send(self._names.records(record.stream_id), key, payload, headers)
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[int] = loop.create_future()
+        track.waiting[record.nonce] = outcome
+        place = self._names.records(record.stream_id)
+        sent = self._sender.send(place, key, payload, headers, (record, expected))
         sent.add_done_callback(lambda done: _failed(done, outcome))
+        timer = loop.call_later(self._connection.options.request_timeout, _late, outcome)
         try:
-            async with asyncio.timeout(self._connection.options.request_timeout):
-                return await asyncio.shield(outcome)
-        except TimeoutError:
-            raise AppendUnknown("the record did not come back in time") from None
+            return await outcome
         finally:
+            timer.cancel()
             if track.waiting.get(record.nonce) is outcome:
                 del track.waiting[record.nonce]
 
@@ -284,6 +287,6 @@ def _failed(sent: asyncio.Future[Ack], outcome: asyncio.Future[int]) -> None:
     outcome.set_exception(AppendUnknown(str(error)) if isinstance(error, Unanswered) else error)
 
 
-def _retrieve(future: asyncio.Future[int]) -> None:
-    if not future.cancelled():
-        future.exception()
+def _late(outcome: asyncio.Future[int]) -> None:
+    if not outcome.done():
+        outcome.set_exception(AppendUnknown("the record did not come back in time"))

@@ -10,8 +10,10 @@ from aiokafka.record.memory_records import MemoryRecords
 from tailrace.errors import BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.connection import Connection, Place
+from tailrace.records import Record
 
-READ_BYTES = 1024 * 1024
+READ_BYTES = 64 * 1024, 1024 * 1024  # asked for at once, at least and at most
+A_RECORD = 1024  # bytes of a record, roughly
 
 
 class Raw(Protocol):
@@ -27,6 +29,17 @@ class Raw(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Sent(NamedTuple):
+    """A record that this process stored: a `Raw`, and what it was made from."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+    meant: tuple[Record, int] | None
 
 
 class Batch(NamedTuple):
@@ -66,7 +79,8 @@ async def read(connection: Connection, place: Place, start: int, end: int) -> As
     the first batch is an empty one that says so. Raises `BrokerUnavailable`."""
     position = start
     while position < end:
-        fetched = await connection.fetch(place, position, READ_BYTES)
+        size = min(max((end - position) * A_RECORD, READ_BYTES[0]), READ_BYTES[1])
+        fetched = await connection.fetch(place, position, size)
         if fetched.error == refusals.OFFSET_OUT_OF_RANGE:
             first = (await connection.offsets([place], -2))[place] if fetched.first <= position else fetched.first
             if first <= position:

@@ -27,6 +27,12 @@ _SASL = {  # of these the library gives no words
 }
 
 
+GRANT = (
+    "Grant the user Create, Describe, DescribeConfigs, Read and Write on Tailrace's topics "
+    "(kafka-acls.sh --add --topic PREFIX. --resource-pattern-type prefixed)."
+)
+
+
 class Unanswered(Exception):
     """The request was sent, and no answer came."""
 
@@ -38,7 +44,7 @@ def of(code: int, what: str) -> BrokerError:
     if code in NOT_STORED or getattr(kind, "retriable", False):
         return BrokerUnavailable(text)
     if code in _DENIED:
-        return BrokerRefused(text, hint="Grant the user this operation on Tailrace's topics.")
+        return BrokerRefused(text, hint=GRANT)
     if code in TOO_LARGE:
         hint = "Raise the topic's max.message.bytes to what it was when Tailrace started."
         return BrokerFailed(f"{text}: the record is too large", hint=hint)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from aiokafka.protocol.produce import ProduceRequest
@@ -25,6 +25,7 @@ from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.connection import RETRY_PAUSE, WRITE, Connection, Place
 from tailrace.kafka.refusals import Unanswered
+from tailrace.records import Record
 
 Headers = list[tuple[str, bytes]]
 PUMPS = 1  # requests in flight to one node
@@ -40,12 +41,15 @@ class Ack(NamedTuple):
     time_ms: int
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
+    """A message to send. ``meant``: the record that it is, and the position that it must follow."""
+
     key: bytes
     value: bytes | None
     headers: Headers
     future: asyncio.Future[Ack]
     deadline: float
+    meant: tuple[Record, int] | None
 
 
 def size_of(key: bytes, value: bytes | None, headers: Headers) -> int:
@@ -55,20 +59,28 @@ def size_of(key: bytes, value: bytes | None, headers: Headers) -> int:
 
 
 class Sender:
-    """``max_batch``: the largest batch that the topics take, in bytes."""
+    """``stored`` hears what was stored: where, from which offset on, at which broker's time in ms, and what."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, stored: Callable[[Place, int, int, Sequence[Item]], None]) -> None:
         self._connection = connection
+        self._stored = stored
         self._max_batch = connection.options.max_message_bytes
-        self._queues: dict[Place, deque[_Item]] = {}
+        self._queues: dict[Place, deque[Item]] = {}
         self._lowered: dict[Place, int] = {}
         self._pumps: dict[int, set[asyncio.Task[None]]] = {}
         self._waiting: asyncio.Task[None] | None = None
         self._woken = False
         self._closed = False
 
-    def send(self, place: Place, key: bytes, value: bytes | None, headers: Headers) -> asyncio.Future[Ack]:
-        """Queue a record, without a value a tombstone; the future gives its `Ack`, or raises `Unanswered` or
+    def send(
+        self,
+        place: Place,
+        key: bytes,
+        value: bytes | None,
+        headers: Headers,
+        meant: tuple[Record, int] | None = None,
+    ) -> asyncio.Future[Ack]:
+        """Queue a message, without a value a tombstone; the future gives its `Ack`, or raises `Unanswered` or
         `BrokerError`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ack] = loop.create_future()
@@ -78,7 +90,8 @@ class Sender:
         queue = self._queues.get(place)
         if queue is None:
             queue = self._queues[place] = deque()
-        queue.append(_Item(key, value, headers, future, loop.time() + self._connection.options.request_timeout))
+        deadline = loop.time() + self._connection.options.request_timeout
+        queue.append(Item(key, value, headers, future, deadline, meant))
         if not self._woken:  # what one turn of the loop queues goes together
             self._woken = True
             loop.call_soon(self._wake)
@@ -130,9 +143,9 @@ class Sender:
             if sum(len(items) for _, items in batches.values()) >= BUSY:
                 await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
 
-    def _collect(self, node: int) -> dict[Place, tuple[bytes, list[_Item]]]:
+    def _collect(self, node: int) -> dict[Place, tuple[bytes, list[Item]]]:
         """Take what waits for the partitions that the node leads, a batch each."""
-        batches: dict[Place, tuple[bytes, list[_Item]]] = {}
+        batches: dict[Place, tuple[bytes, list[Item]]] = {}
         room = REQUEST_BYTES
         for place, queue in self._queues.items():
             if queue and room > 0 and self._connection.leader(place) == node:
@@ -141,7 +154,7 @@ class Sender:
                 batches[place] = (batch, items)
         return batches
 
-    async def _send(self, node: int, lane: int, batches: dict[Place, tuple[bytes, list[_Item]]]) -> None:
+    async def _send(self, node: int, lane: int, batches: dict[Place, tuple[bytes, list[Item]]]) -> None:
         topics: dict[str, list[tuple[int, bytes]]] = {}
         for place, (batch, _) in batches.items():
             topics.setdefault(place.topic, []).append((place.partition, batch))
@@ -160,7 +173,7 @@ class Sender:
             return
         self._answered(answer, batches)
 
-    def _answered(self, answer: object, batches: dict[Place, tuple[bytes, list[_Item]]]) -> None:
+    def _answered(self, answer: object, batches: dict[Place, tuple[bytes, list[Item]]]) -> None:
         moved = False
         for topic, partitions in answer.topics:  # type: ignore[attr-defined]
             for partition, code, base, time_ms, *_ in partitions:
@@ -168,6 +181,7 @@ class Sender:
                 batch, items = batches[place]
                 if code == 0:
                     self._connection.clock.see(time_ms)
+                    self._stored(place, base, time_ms, items)
                     for number, item in enumerate(items):
                         if not item.future.done():
                             item.future.set_result(Ack(base + number, time_ms))
@@ -207,16 +221,16 @@ class Sender:
                 _fail(queue.popleft(), BrokerUnavailable("The store was closed"))
 
 
-def _batch(queue: deque[_Item], most: int) -> tuple[bytes, list[_Item]]:
+def _batch(queue: deque[Item], most: int) -> tuple[bytes, list[Item]]:
     builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, most)
-    items: list[_Item] = []
+    items: list[Item] = []
     now = int(time.time() * 1000)  # the broker writes its own time over it
     while queue and builder.append(len(items), now, queue[0].key, queue[0].value, queue[0].headers) is not None:
         items.append(queue.popleft())
     return bytes(builder.build()), items
 
 
-def _fail(item: _Item, error: Exception) -> None:
+def _fail(item: Item, error: Exception) -> None:
     if not item.future.done():
         item.future.set_exception(error)
         item.future.exception()  # whoever waits sees it; nobody has to

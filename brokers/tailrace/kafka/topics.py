@@ -29,8 +29,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.offset import OffsetResetStrategy
 
-from tailrace.errors import BrokerFailed, BrokerUnavailable, BrokerUnsuitable
-from tailrace.kafka import refusals
+from tailrace.errors import BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
+from tailrace.kafka import permissions, refusals
 from tailrace.kafka.connection import Connection, Place
 from tailrace.kafka.options import KafkaOptions
 from tailrace.kafka.wire import digest
@@ -157,6 +157,7 @@ async def _check(admin: AIOKafkaAdminClient, connection: Connection, topics: Seq
         await asyncio.sleep(PAUSE)
     else:
         raise BrokerUnavailable(f"{connection} does not make the topics {', '.join(topic.name for topic in missing)}")
+    await _check_permissions(admin, connection, topics)
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in topics]
     held: dict[str, dict[str, str | None]] = {}
     for answer in await admin.describe_configs(resources):
@@ -168,6 +169,14 @@ async def _check(admin: AIOKafkaAdminClient, connection: Connection, topics: Seq
         compare(topic, found[topic.name]["partitions"], held.get(topic.name, {}), str(connection))
 
 
+async def _check_permissions(admin: AIOKafkaAdminClient, connection: Connection, topics: Sequence[Topic]) -> None:
+    request = permissions.PermissionsRequest([topic.name for topic in topics])
+    for name, operations in permissions.missing(await admin._send_request(request)).items():
+        raise BrokerRefused(
+            f"Topic {name} at {connection}: the user may not {', '.join(operations)}", hint=refusals.GRANT
+        )
+
+
 async def _create(admin: AIOKafkaAdminClient, connection: Connection, topics: Sequence[Topic]) -> None:
     new = [
         NewTopic(topic.name, topic.partitions, topic.replicas, topic_configs=dict(topic.settings)) for topic in topics
@@ -176,7 +185,7 @@ async def _create(admin: AIOKafkaAdminClient, connection: Connection, topics: Se
     for name, code, *words in answer.topic_errors:  # the library raises none of them
         if code in (0, TopicAlreadyExistsError.errno):
             continue
-        error = refusals.of(code, f"topic {name} at {connection}")
+        error = refusals.of(code, f"making topic {name} at {connection}")
         if isinstance(error, BrokerFailed):
             raise BrokerUnsuitable(
                 f"Topic {name} cannot be made at {connection}: {(words or [None])[0] or for_code(code).__name__}",

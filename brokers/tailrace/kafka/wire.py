@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 
 from tailrace.errors import CorruptRecord
-from tailrace.kafka.reading import Raw
+from tailrace.kafka.reading import Raw, Sent
 from tailrace.kafka.sender import Headers
 from tailrace.records import Record, decode, encode
 
@@ -34,6 +34,8 @@ def message(record: Record, expected: int) -> tuple[Headers, bytes]:
 
 def record_of(raw: Raw) -> tuple[Record, int]:
     """The record, and the position that it must follow. Raises `RecordError`."""
+    if type(raw) is Sent and raw.meant is not None:
+        return raw.meant
     headers = texts(raw)
     record = decode(headers, raw.value or b"")
     if raw.key != record.stream_id.encode():

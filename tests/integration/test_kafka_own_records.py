@@ -1,0 +1,179 @@
+"""What a process stored on Kafka itself: when it is known to count without being read back, and when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailrace import decide
+from tailrace.fold import State, fold
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.connection import FOLLOW
+from tailrace.kafka.reading import Batch
+from tailrace.kafka.wire import message
+from tailrace.log import AppendRefused
+from tailrace.model import Claim
+from tailrace.records import Record, Stored
+from tailrace.testing.kafka_server import KafkaServer
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = KafkaOptions(prefix="own", partitions=1, claims_partitions=1)
+CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@asynccontextmanager
+async def opened(server: KafkaServer) -> AsyncIterator[Kafka]:
+    broker = await open_kafka(server.url, options=OPTIONS)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+class Gate:
+    """Holds back what a process would be told of the partitions that it follows."""
+
+    def __init__(self, broker: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self._request = broker.connection.request
+        monkeypatch.setattr(broker.connection, "request", self._gated)
+
+    async def _gated(self, node: int, request: Any, lane: int, timeout: float | None = None) -> Any:
+        answer = await self._request(node, request, lane, timeout)
+        if lane >= FOLLOW:
+            await self.open.wait()
+        return answer
+
+
+class Life:
+    """A stream as one process writes it."""
+
+    def __init__(self, broker: Kafka, stream_id: str) -> None:
+        self.log = broker.log
+        self.id = stream_id
+        self.state = State()
+
+    async def put(self, record: Record | None) -> None:
+        assert record is not None
+        position = await self.log.append(record, self.state.position)
+        self.state, _ = fold(self.state, Stored(position, -1, self.log.now_ms(), record))
+
+    async def begin(self, owner: int = 7) -> Life:
+        await self.put(decide.claim(self.state, self.id, owner, CLAIM))
+        return self
+
+    async def say(self, chunk: bytes) -> None:
+        assert self.state.mark is not None
+        await self.put(decide.chunks(self.state.mark, self.id, f"t{next(_numbers)}", [chunk]))
+
+
+async def texts(broker: Kafka, stream_id: str) -> list[bytes]:
+    return [chunk for stored in await broker.log.read(stream_id) for chunk in stored.record.chunks]
+
+
+async def test_a_lone_writer_does_not_wait_for_its_own_records(
+    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as broker, opened(server) as reader:
+        gate = Gate(broker, monkeypatch)
+        life = await Life(broker, "lone").begin()
+        gate.open.clear()  # from now on it is told nothing
+        for number in range(20):
+            await life.say(b"%d " % number)
+        told: list[Stored] = []
+        following = await broker.log.follow("lone", told.append, lambda: None)
+        await life.say(b"end")
+        assert [stored.record.chunks for stored in told] == [(b"end",)]  # who follows here hears it at once
+        await following.close()
+        gate.open.set()
+        assert await texts(broker, "lone") == await texts(reader, "lone") == [*(b"%d " % n for n in range(20)), b"end"]
+
+
+async def test_behind_another_process_a_record_waits_until_it_is_read_back(
+    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as broker, opened(server) as other:
+        gate = Gate(broker, monkeypatch)
+        mine, theirs = await Life(broker, "mine").begin(), await Life(other, "theirs").begin()
+        await mine.say(b"first ")
+        assert await texts(broker, "theirs") == []  # all of theirs was seen
+        gate.open.clear()
+        await theirs.say(b"between")
+        waiting = asyncio.create_task(mine.say(b"second"))
+        assert (await asyncio.wait({waiting}, timeout=0.5))[0] == set()  # who knows what is before it?
+        gate.open.set()
+        await waiting
+        assert await texts(other, "mine") == await texts(broker, "mine") == [b"first ", b"second"]
+
+
+async def test_a_record_that_came_too_late_is_refused_while_nothing_is_read(
+    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as broker:
+        gate = Gate(broker, monkeypatch)
+        life = await Life(broker, "late").begin()
+        before = life.state
+        await life.say(b"word")
+        gate.open.clear()
+        assert before.mark is not None
+        late = decide.chunks(before.mark, "late", "late", [b"late"])
+        place = broker.names.records("late")
+        headers, payload = message(late, before.position)
+        await broker.sender.send(place, b"late", payload, headers, (late, before.position))
+        await life.say(b" and another")  # the late one is stored before it, and does not count
+        with pytest.raises(AppendRefused):
+            await broker.log.append(late, before.position)
+        gate.open.set()
+        assert await texts(broker, "late") == [b"word", b" and another"]
+
+
+async def test_an_opening_of_which_a_stale_leader_did_not_tell_is_found_before_the_claim(
+    server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a leader does that was cut off: it answers with an end before what others stored since."""
+    async with opened(server) as late, opened(server) as first:
+        claims = late.claims
+        feed = claims._followed[0]
+        held: list[Batch] = []
+        take = feed.take
+        monkeypatch.setattr(feed, "take", held.append)  # the table stays as it was, and seems current
+
+        life = await Life(first, "stale").begin(owner=1)
+        await life.say(b"hello")
+        await late.log.last("other")  # it has seen what the partition holds by now
+        assert await claims.current("stale") is None
+
+        passed = feed.passed
+
+        async def catch_up(offset: int) -> None:
+            await passed(offset)
+            if any(raw.offset == offset - 1 for batch in held for raw in batch.records):
+                monkeypatch.setattr(feed, "take", take)
+                for batch in held:
+                    take(batch)
+                held.clear()
+
+        monkeypatch.setattr(feed, "passed", catch_up)
+        wanted = decide.claim(State(), "stale", 2, CLAIM)
+        assert wanted is not None
+        with pytest.raises(AppendRefused):
+            await late.log.append(wanted, 0)
+        last = await late.log.last("stale")
+        assert last is not None and last.record.chunks == (b"hello",)
+        assert await texts(late, "stale") == await texts(first, "stale") == [b"hello"]
