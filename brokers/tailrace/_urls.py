@@ -54,9 +54,18 @@ def no_path(path: str, wrong: Wrong) -> None:
 def host_and_port(text: str, default_port: int, wrong: Wrong) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     port = int(found["port"] or default_port) if found else 0
-    if found is None or not 0 < port < 65536:
+    if found is None or not 0 < port < 65536 or not _may_be_a_name(found["host"]):
         raise wrong(f"{text!r} is not host:port")
     return found["host"].strip("[]").lower(), port
+
+
+def _may_be_a_name(host: str) -> bool:
+    """Whether it can be looked up: no part of it is empty or longer than 63 (RFC 1035, 2.3.4)."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def joined(host: str, port: int) -> str:

@@ -101,6 +101,9 @@ AWAY, REFUSED, UNSUITABLE = "broker-unavailable", "broker-refused", "broker-unsu
 AT_ONCE = [
     Case("kafak://127.0.0.1:1", "unknown-scheme", "Use one of memory://"),
     Case("http://127.0.0.1:1", "unknown-scheme", "'http://127.0.0.1:1'"),
+    Case("nats://a..b:1", UNSUITABLE, "'a..b:1' is not host:port"),
+    Case("kafka://" + 64 * "a", UNSUITABLE, "a' is not host:port"),
+    Case("redis://a..b:1", UNSUITABLE, "'a..b:1' is not host:port"),
     Case("nats://{nobody}", AWAY, "Cannot reach NATS at nats://{nobody}", "worker"),
     Case("kafka://{nobody}", AWAY, "Cannot reach Kafka at {nobody}", "gateway --port 0"),
     Case("redis://{nobody}", AWAY, "Cannot reach Redis at {nobody}"),
