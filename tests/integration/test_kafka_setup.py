@@ -16,11 +16,12 @@ from typing import NamedTuple
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.protocol.admin import CreateAclsRequest
 
 from tailrace._ports import choose_port
 from tailrace.connect import StoreOptions, connect
 from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
-from tailrace.kafka import KafkaOptions
+from tailrace.kafka import KafkaOptions, permissions
 from tailrace.kafka import connection as connections
 from tailrace.kafka.address import parse
 from tailrace.kafka.broker import Kafka, open_kafka
@@ -237,7 +238,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     kinds = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "BOTH": "SASL_SSL"}
     open_ones = [f"{name}://127.0.0.1:{port}" for name, port in ports.items()]
     listeners = ",".join([f"PLAINTEXT://127.0.0.1:{server.port}", f"CONTROLLER://127.0.0.1:{controller}", *open_ones])
-    plain = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="s3cret@/";'
+    plain = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="s3cret@/" user_eve="pass";'
     scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
     properties = {
         "listeners": listeners,
@@ -245,6 +246,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         "listener.security.protocol.map": ",".join(
             ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT", *(f"{name}:{kind}" for name, kind in kinds.items())]
         ),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS;User:ann;User:bob",
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(folder / "store.pem"),
@@ -291,6 +294,44 @@ async def test_wrong_and_right_logins(
     err = capfd.readouterr().err
     assert "aiokafka" not in err
     assert "wrong" not in err
+
+
+async def test_what_a_user_may_not_do_is_told_at_the_start(
+    guarded: Guarded, options: KafkaOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url, grant = f"kafka://eve:pass@{guarded.sasl}", "kafka-acls.sh --add"
+    text = await refused(url, BrokerRefused, options)
+    assert f"making topic {options.prefix}." in text
+    assert grant in text
+    async with opened(f"kafka://ann:s3cret%40%2F@{guarded.sasl}", options):
+        pass
+    await _allow(guarded, options.prefix, "Describe", "Read")
+    text = await refused(url, BrokerRefused, options)
+    assert f"Topic {options.prefix}." in text
+    assert f"{guarded.sasl}: the user may not Write, DescribeConfigs" in text
+    assert grant in text
+    await _allow(guarded, options.prefix, "Write", "DescribeConfigs")
+    async with opened(url, options) as broker:
+        await broker.beats.send("m", b"1")
+    assert capfd.readouterr().err == ""
+
+
+async def _allow(guarded: Guarded, prefix: str, *operations: str) -> None:
+    """Let eve do this with the topics of the prefix."""
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=guarded.sasl,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        sasl_plain_username="ann",
+        sasl_plain_password="s3cret@/",
+    )
+    await admin.start()
+    topic, prefixed, allow = 2, 4, 3
+    for name in operations:
+        request = CreateAclsRequest(topic, f"{prefix}.", prefixed, "User:eve", "*", permissions.NEEDED[name], allow)
+        answer = await admin._send_request(request)
+        assert [code for code, _ in answer.creation_responses] == [0]
+    await admin.close()
 
 
 async def test_tls(guarded: Guarded, options: KafkaOptions, server: KafkaServer) -> None:
