@@ -20,6 +20,7 @@ from tailrace.errors import (
     BrokerUnavailable,
     BrokerUnsuitable,
     StorageFull,
+    StreamExpired,
     StreamTrimmed,
     TooManyStreams,
     UnknownScheme,
@@ -166,6 +167,64 @@ async def test_a_server_that_forgot_everything_trims(tmp_path: Path) -> None:
                 await asyncio.wait_for(anext(reading), PATIENCE)
             with pytest.raises(StreamTrimmed):
                 await asyncio.wait_for(store.append("a", b"y", lease), PATIENCE)
+
+
+class Line:
+    """A way to a server that can be cut."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server, self._cut, self._ends = server, False, set[asyncio.StreamWriter]()
+
+    async def start(self) -> str:
+        self._listening = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._cut:
+            writer.transport.abort()
+            return
+        back, forth = await asyncio.open_connection("127.0.0.1", self._server.port)
+        self._ends |= {writer, forth}
+        await asyncio.gather(self._pass(reader, forth), self._pass(back, writer))
+
+    async def _pass(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                to.write(data)
+        to.transport.abort()
+
+    def cut(self, cut: bool) -> None:
+        self._cut = cut
+        while cut and self._ends:
+            self._ends.pop().transport.abort()
+
+    def close(self) -> None:
+        self.cut(True)
+        self._listening.close()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_who_was_away_while_a_stream_went_on_and_expired(server: RedisServer, ends: bool) -> None:
+    line = Line(server)
+    url = await line.start()
+    async with await opened(server.url) as store, await opened(url) as away:
+        lease = (await store.acquire("a", ttl=3.0)).lease
+        await store.append("a", b"x", lease)
+        reading = away.read("a")
+        assert (await anext(reading)).chunk == b"x"
+        line.cut(True)
+        await store.append("a", b"unread", lease)
+        if ends:
+            await store.finalize("a", "done", None, lease)
+        async with asyncio.timeout(PATIENCE):
+            while (await store.status("a")).status is not Status.EXPIRED:
+                await asyncio.sleep(0.05)
+        keys = await ask(store, "KEYS", "aui:resumable:{a}:data*")
+        assert await ask(store, "DEL", *keys) == 1  # as a while later
+        line.cut(False)
+        with pytest.raises(StreamExpired):
+            await asyncio.wait_for(anext(reading), PATIENCE)
+    line.close()
 
 
 async def test_long_streams_and_large_records_are_read_in_pages(server: RedisServer) -> None:

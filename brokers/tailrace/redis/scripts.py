@@ -243,7 +243,7 @@ while i <= #ARGV do
 end
 if kind == 'tombstone' or kind == 'expiry' then
   bury(kind, ARGV[12], ARGV[13])
-  redis.call('PEXPIRE', key, 5000)
+  redis.call('PEXPIRE', key, kind == 'expiry' and 60000 or 5000)  -- for blocked reads; a deletion is to free room
   redis.call('DEL', meta)
   return {string.format('%.0f', now), h.pos}
 end

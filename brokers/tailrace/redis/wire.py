@@ -22,7 +22,7 @@ from tailrace.decide import ends_a_life
 from tailrace.errors import CorruptRecord
 from tailrace.fold import State, fold
 from tailrace.model import Incarnation, Status
-from tailrace.records import HEADER, ID, META, SIZES, Record, Stored, decode, encode
+from tailrace.records import HEADER, ID, META, SIZES, Kind, Record, Stored, decode, encode
 
 Entry = tuple[int, dict[bytes, bytes]]  # position, fields
 SEQUENCE_BITS = 24
@@ -217,14 +217,20 @@ def translate(
 
 
 def _gone(stream_id: str, view: View, state: State | None) -> Record:
-    """The end of the life before: the record that one of ours wrote, or what is made of a life that went without."""
-    if view.gone_head:
-        return record_of(stream_id, view.gone_head, view.gone_facts, [])
+    """The end of the life before: the record that one of ours wrote, or what is made of a life that went without. Who
+    missed what came before an expiry cannot read it any more: then it names what was read."""
     life, known = Incarnation.parse(view.gone_incarnation), None
-    if view.gone_facts:
-        known = record_of(stream_id, f"1;claim;{life};1;0;0;-".encode(), view.gone_facts, []).claim
     if state is not None and state.incarnation not in (None, life):
         state = None
+    if view.gone_head:
+        record = record_of(stream_id, view.gone_head, view.gone_facts, [])
+        if state is None or state.incarnation is None or record.kind is not Kind.EXPIRY:
+            return record
+        if (record.epoch, record.entries, record.ending) == (state.epoch, state.entries, state.ending):
+            return record
+        known = record.claim
+    elif view.gone_facts:
+        known = record_of(stream_id, f"1;claim;{life};1;0;0;-".encode(), view.gone_facts, []).claim
     return foreign.gone(state, stream_id, life, f"gone{view.gone}", known, expired=view.gone_kind == "expiry")
 
 
