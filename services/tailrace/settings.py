@@ -281,6 +281,11 @@ def load(env_file: str | None = ".env", **arguments: Any) -> Settings:
         return settings
     except ValidationError as error:
         raise InvalidSetting("; ".join(_complaint(item) for item in error.errors())) from None
+    except (UnicodeDecodeError, OSError) as error:  # nothing else is read here
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidSetting(
+            f"The settings' file {env_file} cannot be read: {said}", hint="Mend or remove it."
+        ) from None
 
 
 def _complaint(item: Mapping[str, Any]) -> str:

@@ -69,6 +69,16 @@ async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     )
 
 
+async def test_a_folder_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [*RUN, str(tmp_path / "file" / "data"), "--port", "0"]
+    ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert f"Kafka's directory {tmp_path}/file/data cannot be written" in ran.stderr
+    assert "--data" in ran.stderr
+
+
 async def test_two_on_one_folder_are_refused_in_one_line(tmp_path: Path) -> None:
     command = [*RUN, str(tmp_path / "data"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.kafka_local import jars, java
+from tailrace.kafka_local import jars, java, node
 from tailrace.kafka_local.errors import LocalKafkaError
 from tailrace.kafka_local.node import Node, new_cluster_id
 from tailrace.kafka_local.pins import PINS, VERSION, Jar
@@ -138,6 +138,21 @@ def test_an_old_java_is_named_with_its_version(only_java: Callable[[str], Path])
     with pytest.raises(LocalKafkaError, match=f"{path} is Java 11") as caught:
         java.find_java()
     assert caught.value.code == "java-too-old"
+
+
+def test_a_java_that_hangs_is_given_up(
+    only_java: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = only_java("")
+    path.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(600)\n")
+    monkeypatch.setattr(java, "_VERSION_TIMEOUT", 0.1)
+    with pytest.raises(LocalKafkaError, match="does not tell its version"):
+        java.find_java()
+    monkeypatch.setattr(node, "_FORMAT_TIMEOUT", 0.1)
+    monkeypatch.setattr(node, "find_java", lambda: path)
+    monkeypatch.setattr(node, "classpath", list)
+    with pytest.raises(LocalKafkaError, match=r"did not format .* in 0\.1 s"):
+        Node(tmp_path / "node", 9092, {1: 1001}).prepare()
 
 
 def test_without_one_on_the_path_the_packaged_java_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

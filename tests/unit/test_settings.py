@@ -65,6 +65,13 @@ def test_a_bad_value_is_named_with_what_it_must_be(
         assert part in caught.value.message
 
 
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "settings"
+    file.write_bytes(b"TAILRACE_PORT=\xff")
+    with pytest.raises(InvalidSetting, match="settings cannot be read: it is not UTF-8"):
+        load(str(file))
+
+
 def test_sizes_and_lifted_limits() -> None:
     settings = load(None, max_chunk_bytes="1MiB", max_entries="none", max_streams="7")
     assert settings.limits().max_chunk_bytes == 1024 * 1024

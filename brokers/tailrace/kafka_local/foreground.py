@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tailrace._ports import choose_port, is_free
-from tailrace._server_directory import ServerDirectory, try_lock
+from tailrace._server_directory import EmbeddedError, ServerDirectory, try_lock
 from tailrace._ties import tie_by_kernel
 from tailrace.kafka_local.errors import LocalKafkaError
 from tailrace.kafka_local.node import HOST, Node
@@ -27,12 +27,18 @@ STOP_LIMIT = 15.0
 
 async def serve(directory: Path, port: int, ready: Callable[[str], object]) -> None:
     """Run a node on ``port`` (0: a free one) with its data in ``directory``; ``ready`` is told its URL. Returns when
-    the process that started this one is gone. Raises LocalKafkaError, EmbeddedError (the folder cannot be written)."""
+    the process that started this one is gone. Raises LocalKafkaError."""
     if port and not is_free(port):
         raise LocalKafkaError(f"Port {port} is taken", hint="Name another one with --port, or 0 for a free one")
     parent = os.getppid()
     home = ServerDirectory(await asyncio.to_thread(_absolute, directory))
-    home.prepare()
+    try:
+        home.prepare()
+    except EmbeddedError as error:
+        raise LocalKafkaError(
+            f"Kafka's directory {home.path} cannot be written: {error.__cause__ or error}",
+            hint="Make it writable, or name another one with --data",
+        ) from error
     lock = try_lock(home.server_lock)
     if lock is None:
         raise LocalKafkaError(f"A server runs on {home.path} already", hint="Use that one, or name another folder")

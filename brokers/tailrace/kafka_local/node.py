@@ -106,9 +106,15 @@ class Node:
     def _format(self, java: list[str]) -> None:
         command = [*java, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-c", "server.properties"]
         command += ["-t", self.cluster_id or new_cluster_id()]
-        ran = subprocess.run(
-            command, cwd=self.directory, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT, check=False
-        )
+        try:
+            ran = subprocess.run(
+                command, cwd=self.directory, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise LocalKafkaError(
+                f"Kafka did not format {self.directory / 'data'} in {_FORMAT_TIMEOUT:g} s",
+                hint=f"See what holds up {command[0]}",
+            ) from None
         if ran.returncode != 0:
             said = " ".join((ran.stderr or ran.stdout).split())[-500:]
             raise LocalKafkaError(
