@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -17,7 +21,7 @@ from aiokafka.structs import TopicPartition
 from tailrace import decide
 from tailrace._ports import choose_port
 from tailrace.errors import BrokerFailed, ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
-from tailrace.fold import DELETED, State, fold
+from tailrace.fold import DELETED, EXPIRED, State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import Place
@@ -200,58 +204,117 @@ async def test_a_winner_that_wakes_after_delete_and_re_acquire_adds_nothing(
             assert b"zombie" not in texts(records)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("what", ["takeover", "tombstone", "expiry"])
-async def test_an_append_that_races_an_ending_has_one_verdict(
-    broker: Kafka, other: Kafka, unique: str, what: str, seed: int
-) -> None:
-    rng = Random(seed)
+ENDINGS: dict[str, Callable[[State, str], Record | None]] = {
+    "takeover": lambda state, stream_id: decide.takeover(state, stream_id, nonce(), None, LOST),
+    "tombstone": lambda state, stream_id: decide.tombstone(state, stream_id, nonce()),
+    "expiry": lambda state, stream_id: decide.expiry(state, stream_id, nonce(), 1 << 50),
+}
+ENDED = {"takeover": LOST, "tombstone": DELETED, "expiry": EXPIRED}
+
+
+class Race(NamedTuple):
+    """What a writer and whoever ended its stream were told: how many chunks were acknowledged, the position of the
+    ending, how often each was refused, and what a third one followed behind the first chunk."""
+
+    stream_id: str
+    acked: int
+    end: int
+    writer_refused: int
+    ender_refused: int
+    followed: list[Stored]
+
+
+async def race(broker: Kafka, other: Kafka, stream_id: str, what: str, rng: Random) -> Race:
     followed = Follower()
-    writer = await Life(broker, unique).begin(b"a")
-    ender = Life(other, unique)
+    writer = await Life(broker, stream_id).begin(b"a")
+    ender = Life(other, stream_id)
     await ender.look()
-    await other.log.follow(unique, followed.deliver, lambda: None)
-    records = {
-        "takeover": decide.takeover(ender.state, unique, nonce(), None, LOST),
-        "tombstone": decide.tombstone(ender.state, unique, nonce()),
-        "expiry": decide.expiry(ender.state, unique, nonce(), 1 << 50),
-    }
+    await other.log.follow(stream_id, followed.deliver, lambda: None)
+    refused = Counter[str]()
 
     async def write() -> int:
         acked = 1
         try:
             for _ in range(30):
-                await writer.put(word(writer.state, unique, b"%d" % acked))
+                await writer.put(word(writer.state, stream_id, b"%d" % acked))
                 acked += 1
         except AppendRefused:
-            pass
+            refused["writer"] += 1
         return acked
 
-    async def end() -> bool:
+    async def end() -> int:
         await asyncio.sleep(rng.random() * 0.03)
         while True:
             try:
-                await ender.put(records[what]._replace(nonce=nonce()))  # type: ignore[union-attr]
-                return True
+                return (await ender.put(ENDINGS[what](ender.state, stream_id))).position
             except AppendRefused:
+                refused["ender"] += 1
                 await ender.look()
-                records["takeover"] = decide.takeover(ender.state, unique, nonce(), None, LOST)
-                records["tombstone"] = decide.tombstone(ender.state, unique, nonce())
-                records["expiry"] = decide.expiry(ender.state, unique, nonce(), 1 << 50)
 
     async with asyncio.timeout(PATIENCE):
-        acked, _ = await asyncio.gather(write(), end())
-    assert ender.state.ending is not None
-    state, chunks = fold_all(followed.got), texts(followed.got)
-    async with opened_fresh(broker) as fresh:
-        for each in (broker, other, fresh):
-            last = await each.log.last(unique)
-            assert last is not None
-            assert last.position == ender.state.position
-            if what == "takeover":
-                assert fold_all(await each.log.read(unique)).entries == acked
-    assert len(chunks) == acked - 1  # it followed behind the first
-    assert state.position == ender.state.position
+        acked, at = await asyncio.gather(write(), end())
+        while not (followed.got and followed.got[-1].position >= at):
+            await asyncio.sleep(0.01)
+    return Race(stream_id, acked, at, refused["writer"], refused["ender"], followed.got)
+
+
+def verdict(records: list[Stored]) -> list[str]:
+    """What a stream's records mean, as a text that another process can tell."""
+    state = fold_all(records)
+    return [repr(each) for each in (state.incarnation, state.ending, state.position, state.entries)]
+
+
+JUDGE = """
+import asyncio, json, sys
+from tailrace.fold import State, fold
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka.broker import open_kafka
+
+async def main(url, options, *ids):
+    broker = await open_kafka(url, options=KafkaOptions(**json.loads(options)))
+    told = []
+    for stream_id in ids:
+        state = State()
+        for stored in await broker.log.read(stream_id):
+            state, _ = fold(state, stored)
+        told.append([repr(each) for each in (state.incarnation, state.ending, state.position, state.entries)])
+    print(json.dumps(told))
+    await broker.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def judged_by_another_process(server: KafkaServer, ids: list[str]) -> list[list[str]]:
+    """The `verdict` on each stream of a process that begins now."""
+    options = json.dumps({"prefix": OPTIONS.prefix, "partitions": OPTIONS.partitions, "claims_partitions": 1})
+    command = [sys.executable, "-c", JUDGE, server.url, options, *ids]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(PATIENCE):
+        told, _ = await process.communicate()
+    verdicts: list[list[str]] = json.loads(told)
+    return verdicts
+
+
+@pytest.mark.parametrize("what", list(ENDINGS))
+async def test_an_append_that_races_an_ending_has_one_verdict(
+    server: KafkaServer, broker: Kafka, other: Kafka, unique: str, what: str
+) -> None:
+    races = [await race(broker, other, f"{unique}.{seed}", what, Random(seed)) for seed in range(6)]
+    assert sum(each.writer_refused for each in races) > 0, "the ending never came before an append"
+    assert sum(each.ender_refused for each in races) > 0, "an append never came before the ending"
+    elsewhere = await judged_by_another_process(server, [each.stream_id for each in races])
+    for each, told in zip(races, elsewhere, strict=True):
+        here, there = [verdict(await one.log.read(each.stream_id)) for one in (broker, other)]
+        assert here == there
+        *same, entries = here
+        assert told[:-1] == same
+        if what == "takeover":  # of a stream that is gone, a process that begins later reads how it went and no more
+            assert told[-1] == entries == repr(each.acked)
+        assert fold_all(each.followed).position == each.end
+        assert len(texts(each.followed)) == each.acked - 1  # it followed behind the first
+        state = fold_all(await broker.log.read(each.stream_id))
+        assert (state.position, state.ending, state.entries) == (each.end, ENDED[what], each.acked)
 
 
 class Follower:
