@@ -201,7 +201,7 @@ class Tails:
             if attached.doubted:
                 self._fill(attached)
             if tail.ending is not None:
-                self._sealer.offer(stream_id)
+                self._sealer.offer(stream_id, tail.state.entries)
             self._arm(attached)
         except BaseException:
             self._forget(attached)
