@@ -1,10 +1,9 @@
-"""Redis, and Valkey where there is one, against the contract kit, in both layouts of npm's keys."""
+"""Redis, and Valkey where it can be had, against the contract kit, in both layouts of npm's keys."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -15,10 +14,8 @@ from tailrace.model import Limits
 from tailrace.redis import CAPABILITIES, RedisOptions
 from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
-from tailrace.testing.redis_server import RedisServer
 from tailrace.testing.resolve import resolve
 
-VALKEY = os.environ.get("TAILRACE_TEST_VALKEY_URL") or shutil.which("valkey-server")
 _prefixes = (f"kit{number}" for number in itertools.count())
 
 
@@ -30,12 +27,8 @@ def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    assert VALKEY is not None
-    if "://" in VALKEY:
-        yield VALKEY
-        return
-    with RedisServer(tmp_path_factory.mktemp("valkey"), binary=VALKEY) as server:
-        yield server.url
+    with resolve("valkey", tmp_path_factory.mktemp("valkey"), os.environ) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +73,12 @@ class TestRedisInTheOldLayout(OnRedis):
         return local_url
 
 
-if VALKEY:  # an extra: not every system that has a Redis has this one too
-
-    @pytest.mark.slow
-    class TestValkey(OnRedis):
-        @pytest.fixture
-        def server_url(self, valkey_url: str) -> str:
-            return valkey_url
+@pytest.mark.slow
+@pytest.mark.optional
+class TestValkey(OnRedis):
+    @pytest.fixture
+    def server_url(self, valkey_url: str) -> str:
+        return valkey_url
 
 
 @pytest.mark.docker

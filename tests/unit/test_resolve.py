@@ -29,6 +29,17 @@ def test_where_there_is_none_the_skip_names_all_that_is_missing(
     assert "tailrace kafka fetch" in said
 
 
+def test_a_valkey_is_looked_for_in_all_places_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-docker.sock")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception) as caught, resolve("valkey", tmp_path / "data", {}):
+        pass
+    said = str(caught.value)
+    assert "TAILRACE_TEST_VALKEY_URL is not set" in said
+    assert "no Docker engine answers" in said
+    assert "valkey-server is not installed" in said  # a redis-server would not do
+
+
 def test_what_fails_inside_is_no_missing_broker(tmp_path: Path) -> None:
     def fails() -> None:
         with resolve("nats", tmp_path, {}, containers=False) as url:

@@ -24,7 +24,7 @@ def find_binary(names: Sequence[str] = BINARIES) -> str:
     for name in names:
         if (found := shutil.which(name)) is not None:
             return found
-    raise BrokerUnavailable(f"{' or '.join(names)} is not installed (apt-get install redis-server)")
+    raise BrokerUnavailable(f"{' or '.join(names)} is not installed (apt-get install {names[0]})")
 
 
 class RedisServer(ServerProcess):
@@ -83,6 +83,13 @@ class RedisServer(ServerProcess):
                 return client.recv(65536)
         except OSError:
             return b""
+
+
+class ValkeyServer(RedisServer):
+    """The same with valkey-server, and nothing else."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, binary=find_binary(("valkey-server",)))
 
 
 class RedisSentinels(Killed):

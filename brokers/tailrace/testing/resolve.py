@@ -9,7 +9,7 @@ that names what is missing.
             yield url
 
 A container binds a port of 127.0.0.1 that was chosen before its start: Kafka must name its address in its settings, and
-a client finds the broker again after a restart.
+a client finds the broker again after a restart. Valkey is an extra: its image is taken where it is here, never pulled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +38,7 @@ class Missing(Exception):
 @dataclass(frozen=True, slots=True)
 class Image:
     """A broker's image: the port inside, the log line that says that it is ready, and how it is told its settings.
-    ``{port}`` in ``environment`` is the port outside."""
+    ``{port}`` in ``environment`` is the port outside. ``pulled``: it is fetched where it is not here."""
 
     name: str
     scheme: str
@@ -46,6 +46,7 @@ class Image:
     ready: str
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    pulled: bool = True
 
 
 # With any one KAFKA_* variable the image drops all of its defaults: a full set.
@@ -75,12 +76,20 @@ IMAGES = {
     "redis": Image(
         "redis:7-alpine", "redis", 6379, "Ready to accept connections", ("redis-server", "--appendonly", "yes")
     ),
+    "valkey": Image(
+        "valkey/valkey:8-alpine",
+        "redis",
+        6379,
+        "Ready to accept connections",
+        ("valkey-server", "--appendonly", "yes"),
+        pulled=False,
+    ),
 }
 
 
 @contextmanager
 def resolve(broker: str, folder: Path, environment: Mapping[str, str], *, containers: bool = True) -> Iterator[str]:
-    """The URL of a ``nats``, ``kafka`` or ``redis`` broker, which ends with the block where it was started here.
+    """The URL of a ``nats``, ``kafka``, ``redis`` or ``valkey`` broker; it ends with the block if it was started here.
 
     In this order: the variable ``TAILRACE_TEST_<BROKER>_URL`` of ``environment``, a container (unless ``containers`` is
     False: a test that is not marked ``docker``), a process with its data in ``folder``. Skips where there is none.
@@ -116,13 +125,16 @@ def _in_container(broker: str, _: Path) -> Iterator[str]:
         try:
             if not _docker_answers():
                 raise Missing("no Docker engine answers: install Docker, or start it")
+            if not image.pulled:
+                _require_here(image.name)
             one = DockerContainer(image.name).with_bind_ports(image.port, port).waiting_for(ready)
             one.with_envs(**{name: value.format(port=port) for name, value in image.environment.items()})
             if image.command:
                 one.with_command(list(image.command))
             stack.enter_context(one)
         except docker.errors.ImageNotFound:
-            raise Missing(f"the image {image.name} is not here and cannot be pulled") from None
+            said = "cannot be pulled" if image.pulled else f"is not pulled unasked (docker pull {image.name})"
+            raise Missing(f"the image {image.name} is not here and {said}") from None
         except docker.errors.DockerException as error:
             raise Missing(f"the container does not start: {error}") from error
         yield f"{image.scheme}://{HOST}:{port}"
@@ -145,6 +157,14 @@ def _docker_answers() -> bool:
         return False
 
 
+def _require_here(image: str) -> None:
+    """Raise the library's ``ImageNotFound`` where the engine does not have it."""
+    import docker
+
+    with closing(docker.from_env()) as client:
+        client.images.get(image)
+
+
 @contextmanager
 def _in_process(broker: str, folder: Path) -> Iterator[str]:
     module, name = _SERVERS[broker]
@@ -160,4 +180,5 @@ _SERVERS = {  # made with a folder for its data; raises what says what is missin
     "nats": ("tailrace.testing.servers", "NatsServer"),
     "kafka": ("tailrace.testing.kafka_server", "KafkaServer"),
     "redis": ("tailrace.testing.redis_server", "RedisServer"),
+    "valkey": ("tailrace.testing.redis_server", "ValkeyServer"),
 }
