@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tailrace.kafka_local import jars, java, node
-from tailrace.kafka_local.errors import LocalKafkaError
+from tailrace.kafka_local.errors import LocalKafkaError, reason
 from tailrace.kafka_local.node import Node, new_cluster_id
 from tailrace.kafka_local.pins import PINS, VERSION, Jar
 
@@ -153,6 +153,19 @@ def test_a_java_that_hangs_is_given_up(
     monkeypatch.setattr(node, "classpath", list)
     with pytest.raises(LocalKafkaError, match=r"did not format .* in 0\.1 s"):
         Node(tmp_path / "node", 9092, {1: 1001}).prepare()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("java.io.IOException: not a folder\n\tat a.B.c(B.java:1)\n", "java.io.IOException: not a folder"),
+        ("Exception in thread main a.BError: no\n\tat a.B", "a.BError: no"),
+        ("Error: it is\nnot there", "Error: it is not there"),
+        ("", "it says nothing"),
+    ],
+)
+def test_of_what_java_says_the_reason_is_told(said: str, told: str) -> None:
+    assert reason(said) == told
 
 
 def test_without_one_on_the_path_the_packaged_java_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Why there is no local Kafka."""
 
+import re
+
 from tailrace.errors import BrokerError
 
 
@@ -8,3 +10,9 @@ class LocalKafkaError(BrokerError):
     not the pinned one), ``java-missing``, ``java-too-old``, ``kafka-start``; ``hint`` says what to do."""
 
     code = "kafka-start"
+
+
+def reason(said: str) -> str:
+    """What ended a Java program, of all that it said: the first exception without its stack, else the last words."""
+    thrown = re.search(r"^(?:Caused by: |Exception in thread \S+ )?(\S+(?:Exception|Error): .*)", said, re.MULTILINE)
+    return " ".join((thrown[1][:400] if thrown else said[-300:]).split()) or "it says nothing"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from tailrace._ports import choose_port, is_free
 from tailrace._server_directory import EmbeddedError, ServerDirectory, try_lock
 from tailrace._ties import tie_by_kernel
-from tailrace.kafka_local.errors import LocalKafkaError
+from tailrace.kafka_local.errors import LocalKafkaError, reason
 from tailrace.kafka_local.node import HOST, Node
 
 LOOK_INTERVAL = 0.05
@@ -82,10 +81,8 @@ async def _pause(ended: asyncio.Task[int], seconds: float, home: ServerDirectory
     await asyncio.wait({ended}, timeout=seconds)
     if ended.done():
         said = home.log.read_bytes()[began:].decode("utf-8", "replace")
-        thrown = re.search(r"^\S+(?:Exception|Error): .*", said, re.MULTILINE)
-        why = thrown[0] if thrown else said.strip()[-300:] or "it says nothing"
         raise LocalKafkaError(
-            f"Kafka ended with status {ended.result()}: {why[:400]}", hint=f"Mend what {home.log} names"
+            f"Kafka ended with status {ended.result()}: {reason(said)}", hint=f"Mend what {home.log} names"
         )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tailrace.kafka_local import metadata
-from tailrace.kafka_local.errors import LocalKafkaError
+from tailrace.kafka_local.errors import LocalKafkaError, reason
 from tailrace.kafka_local.jars import classpath
 from tailrace.kafka_local.java import find_java
 
@@ -116,7 +116,7 @@ class Node:
                 hint=f"See what holds up {command[0]}",
             ) from None
         if ran.returncode != 0:
-            said = " ".join((ran.stderr or ran.stdout).split())[-500:]
+            said = reason(ran.stderr or ran.stdout)
             raise LocalKafkaError(
                 f"Kafka cannot format {self.directory / 'data'}: {said}", hint="Mend what it says, or name another one"
             )
