@@ -181,6 +181,11 @@ async def _redis(url: str, rest: str, options: StoreOptions) -> LogStore:
 async def _attach(directory: str, options: StoreOptions, kind: str) -> Embedded:
     from tailrace.embedded import EmbeddedOptions, attach
 
+    if "?" in directory:
+        raise BrokerUnsuitable(
+            "Wrong URL of an embedded broker: it takes no options",
+            hint="Write embedded://DIR, with %3F for a ? in the folder's name; `tailrace settings` lists what can be set.",
+        )
     wanted = EmbeddedOptions(sync_always=True) if options.sync_always else None
     return await attach(Path(unquote(directory)) if directory else None, wanted, kind=kind)
 

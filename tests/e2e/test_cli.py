@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tailrace.testing.servers import NatsServer
 
@@ -309,6 +310,29 @@ def test_up_is_everything_in_one_process(cli: Any, tmp_path: Path) -> None:
     assert cli("run", "echo", "--input", '{"text": "hello"}', "--gateway", up.url).stdout == b"hello"
     up.send_signal(signal.SIGINT)
     assert up.wait() == 130
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_had_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hushed, nats, nobody = silent.getsockname()[1], server.port, free_port()
+        for store, code in (
+            ("mysql://h", "unknown-scheme"),
+            (f"embedded://{cli.folder}?replicas=3", "broker-unsuitable"),
+            *((f"{scheme}://h:0", "broker-unsuitable") for scheme in ("nats", "kafka", "redis")),
+            *((f"{scheme}://h?prefix=", "broker-unsuitable") for scheme in ("nats", "kafka", "redis")),
+            *((f"{scheme}://127.0.0.1:{nobody}", "broker-unavailable") for scheme in ("nats", "kafka", "redis")),
+            *((f"{scheme}://127.0.0.1:{hushed}", "broker-unavailable") for scheme in ("nats", "kafka", "redis")),
+            (f"kafka://127.0.0.1:{nats}", "broker-unavailable"),
+            (f"redis://127.0.0.1:{nats}", "broker-unsuitable"),
+            (f"tls://127.0.0.1:{nats}", "broker-refused"),
+            (f"rediss://127.0.0.1:{nats}", "broker-refused"),
+            (f"kafka+ssl://127.0.0.1:{nats}?tls_ca=/nonexistent", "broker-refused"),
+        ):
+            times = {f"{name}_CONNECT_TIMEOUT": "0.5" for name in ("NATS", "KAFKA", "REDIS")}
+            done = cli("ls", "--store", store, **times)
+            assert (done.returncode, done.stdout) == (2, b""), store
+            assert f"[{code}]. " in complaint(done), store
 
 
 def test_what_keeps_a_service_from_starting_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
