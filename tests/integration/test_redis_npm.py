@@ -201,8 +201,8 @@ async def other(make_store: MakeStore) -> LogStore:
     return await make_store()
 
 
-async def chunks(store: LogStore, stream_id: str, cursor: str | Offset = "") -> list[bytes]:
-    async with asyncio.timeout(PATIENCE):
+async def chunks(store: LogStore, stream_id: str, cursor: str | Offset = "", patience: float = PATIENCE) -> list[bytes]:
+    async with asyncio.timeout(patience):
         return [entry.chunk async for entry in store.read(stream_id, cursor)]
 
 
@@ -481,6 +481,79 @@ async def test_one_of_many_is_the_producer(npm: Npm, store: LogStore, other: Log
         roles = await asyncio.gather(*theirs, *ours)
         said = [role if isinstance(role, str) else str(role.role) for role in roles]
         assert said.count("producer") == 1
+
+
+# --- npm's leases, which 0.3.44 brought
+
+with_leases = pytest.mark.parametrize("release", ["new"])
+
+
+async def leased(npm: Npm, stream_id: str) -> Any:
+    won = await npm.call("acquire", stream_id)
+    assert won["role"] == "producer"
+    return won["lease"]
+
+
+@with_leases
+async def test_npm_writes_with_its_lease_and_tailrace_reads_live(npm: Npm, store: LogStore, other: LogStore) -> None:
+    lease = await leased(npm, "a")
+    readings = [asyncio.create_task(chunks(each, "a")) for each in (store, other)]
+    reader = await store.open("a")
+    for chunk in CHUNKS:
+        await npm.append("a", chunk, lease=lease)
+        async with asyncio.timeout(PATIENCE):
+            while not (got := reader.take()):
+                await reader.wait()
+        assert [entry.chunk for entry in got] == [chunk]
+    assert (await store.acquire("a")).role is Role.CONSUMER
+    await npm.call("finalize", "a", status="done", lease=lease)
+    assert [await reading for reading in readings] == [CHUNKS, CHUNKS]
+    assert (await store.status("a")).status is Status.DONE
+    reader.close()
+
+
+@with_leases
+async def test_a_lease_of_npms_is_fenced_by_our_delete_and_acquire(npm: Npm, store: LogStore, other: LogStore) -> None:
+    lease = await leased(npm, "a")
+    await npm.append("a", b"old", lease=lease)
+    assert await store.delete("a")
+    ours = (await store.acquire("a")).lease
+    assert ours is not None
+    await store.append("a", b"new", ours)
+    live = asyncio.create_task(chunks(other, "a"))
+    with pytest.raises(NpmError, match=r"^Stream superseded by a new acquisition: a$"):
+        await npm.append("a", b"late", lease=lease)
+    await npm.call("finalize", "a", status="error", error="late", lease=lease)  # it says nothing, and does nothing
+    assert (await other.status("a")).status is Status.STREAMING
+    await store.append("a", b"er", ours)
+    await store.finalize("a", "done", lease=ours)
+    assert await live == [b"new", b"er"]
+    assert await npm.read("a").whole() == [b"new", b"er"]
+
+
+EACH = 200
+
+
+async def test_both_write_one_stream_at_once(npm: Npm, store: LogStore, other: LogStore) -> None:
+    lease = (await store.acquire("a")).lease
+    assert lease is not None
+    readings = [npm.read("a"), npm.read("a")]
+    live = [asyncio.create_task(chunks(each, "a", patience=3 * PATIENCE)) for each in (store, other)]
+    ours, theirs = [[b"%s %d;" % (who, number) for number in range(EACH)] for who in (b"ours", b"theirs")]
+
+    async def write() -> None:
+        for chunk in ours:
+            await store.append("a", chunk, lease)
+
+    await asyncio.gather(write(), npm.append("a", *theirs))
+    await store.finalize("a", "done", lease=lease)
+    whole, *rest = [await reading for reading in live] + [await reading.whole() for reading in readings]
+    assert all(got == whole for got in rest)
+    for wrote in (ours, theirs):
+        assert [chunk for chunk in whole if chunk in set(wrote)] == wrote
+    assert len(whole) == 2 * EACH
+    turns = sum(one[:4] != next_[:4] for one, next_ in itertools.pairwise(whole))
+    assert turns > 1, "one came after the other"
 
 
 async def test_the_old_release_ends_a_stream_of_the_new_layout(modules: Path, server: RedisServer, prefix: str) -> None:
