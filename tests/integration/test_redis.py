@@ -97,8 +97,8 @@ async def test_a_hundred_idle_readers_cost_one_blocked_read(server: RedisServer,
         assert spent.pop("mget") <= seconds + 2, spent  # only the gateway follows streams
         for name in ("info", "time", "xlen"):
             spent.pop(name, None)
-        # what is left is heartbeats: a script with two commands
-        assert set(spent) <= {"evalsha", "xadd"}, spent
+        # what is left is heartbeats: a script with three commands
+        assert set(spent) <= {"evalsha", "pexpire", "xadd"}, spent
         assert all(count <= beats + 2 for count in spent.values()), spent
         for number in range(50):
             await store.append(f"s{number}", b"y")
@@ -378,6 +378,28 @@ async def test_a_replica_and_a_sentinel_are_no_masters(tmp_path: Path, server: R
         assert "is a cluster" in await refusal(cluster.url, BrokerUnsuitable)
 
 
+async def test_what_a_replica_says_does_not_count(tmp_path: Path, server: RedisServer) -> None:
+    """It may be old, and have less than was read: nobody is told for that that records are lost."""
+    with RedisServer(tmp_path / "other", config=f"replicaof 127.0.0.1 {server.port}") as other:
+        async with await opened(server.url) as store, await opened(server.url) as reader:
+            await store.acquire("a")
+            assert await ask(store, "WAIT", 1, 60_000) == 1
+            assert other.ask("REPLICAOF", "NO", "ONE").startswith(b"+OK")
+            await store.append("a", b"x")
+            reading = reader.read("a")
+            assert (await anext(reading)).chunk == b"x"
+            assert server.ask("REPLICAOF", "127.0.0.1", str(other.port)).startswith(b"+OK")
+            async with asyncio.timeout(PATIENCE):
+                while b"master_link_status:up" not in server.ask("INFO", "replication"):
+                    await asyncio.sleep(0.05)
+            with pytest.raises(BrokerUnavailable):
+                await reader.log.last("a")
+            rest = asyncio.ensure_future(anext(reading, None))
+            done, _ = await asyncio.wait({rest}, timeout=3.0)
+            assert not done
+            rest.cancel()
+
+
 async def test_a_server_that_evicts_is_refused(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", config="maxmemory 100mb\nmaxmemory-policy allkeys-lru") as server:
         assert "allkeys-lru" in await refusal(server.url, BrokerUnsuitable)
@@ -535,6 +557,24 @@ async def test_a_scheme_that_is_almost_right() -> None:
 
 
 # ---------------------------------------------------------------- Sentinel
+
+
+async def test_one_sentinel_that_answers_is_enough(tmp_path: Path, server: RedisServer) -> None:
+    held: list[asyncio.StreamWriter] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    silent = [await asyncio.start_server(hold, "127.0.0.1", 0) for _ in range(3)]
+    config = f"sentinel monitor one 127.0.0.1 {server.port} 1"
+    with RedisServer(tmp_path / "sentinel", arguments=("--sentinel",), settings="", config=config) as sentinel:
+        hosts = [f"127.0.0.1:{one.sockets[0].getsockname()[1]}" for one in silent]
+        async with await opened(f"redis+sentinel://{','.join(hosts)},127.0.0.1:{sentinel.port}/one") as store:
+            await store.acquire("a")
+    for writer in held:
+        writer.close()
+    for listening in silent:
+        listening.close()
 
 
 @pytest.mark.slow

@@ -179,10 +179,12 @@ class Connection:
 
     def _common(self) -> dict[str, Any]:
         timeout = self.options.connect_timeout
+        if self.address.service:  # sentinels are asked one after the other: all but one may be silent
+            timeout /= len(self.address.hosts) + 1
         return {
             "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": timeout / 2 if self.address.service else timeout,
-            "socket_timeout": timeout / 2,
+            "socket_connect_timeout": timeout,
+            "socket_timeout": timeout,
             "protocol": 2,
         }
 

@@ -156,7 +156,7 @@ class RedisLog:
             try:
                 stored = await self.last(stream_id)
                 if stored is not None and stored.record.nonce.startswith("npm"):
-                    stored = (await self.read(stream_id))[-1]
+                    stored = next(reversed(await self.read(stream_id)), None)
             except RecordError:  # of one stream: the others are asked for too
                 continue
             if stored is not None:

@@ -196,6 +196,12 @@ local function view()
 end
 """
 
+# What a replica says may be old, and it refuses writes alone. Other refusals do not concern who only looks.
+_LOOK = """
+local refused = redis.pcall('HDEL', KEYS[2], '')
+if type(refused) == 'table' and refused.err and string.find(refused.err, 'READONLY') then return refused end
+"""
+
 _READ = """
 local entries = {}
 if h.inc then
@@ -273,8 +279,9 @@ return {string.format('%.0f', now), h.pos}
 _BEAT = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now - tonumber(ARGV[1])))
-return redis.call('XADD', KEYS[1], '*', 'id', ARGV[2], 'beat', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])  -- takes no memory: behind it a full server takes the beat
+return redis.call('XADD', KEYS[1], 'MINID', '~', string.format('%.0f', now - tonumber(ARGV[1])), '*',
+  'id', ARGV[2], 'beat', ARGV[3])
 """
 
 
@@ -286,7 +293,7 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-READ = Script(_SYNC + _READ)
-LAST = Script(_SYNC + _LAST)
+READ = Script(_LOOK + _SYNC + _READ)
+LAST = Script(_LOOK + _SYNC + _LAST)
 APPEND = Script(_SYNC + _APPEND)
 BEAT = Script(_BEAT)

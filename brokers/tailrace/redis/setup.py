@@ -30,7 +30,7 @@ try('XGROUP', 'CREATE', key, 'g', '0', 'MKSTREAM') try('XADD', key, '1-1', 'a', 
 try('XRANGE', key, '-', '+') try('XREVRANGE', key, '+', '-') try('XREAD', 'STREAMS', key, '0')
 try('XREADGROUP', 'GROUP', 'g', 'c', 'STREAMS', key, '>') try('XPENDING', key, 'g')
 try('XCLAIM', key, 'g', 'c', 0, '1-1') try('XACK', key, 'g', '1-1') try('XDEL', key, '1-1')
-try('XTRIM', key, 'MINID', '~', '0') try('PEXPIRE', key, 60000) try('SCAN', '0', 'COUNT', 1)
+try('EXISTS', key) try('PEXPIRE', key, 60000) try('SCAN', '0', 'COUNT', 1)
 redis.pcall('DEL', key)
 return forbidden
 """)
