@@ -184,7 +184,7 @@ async def _attach(directory: str, options: StoreOptions, kind: str) -> Embedded:
     if "?" in directory:
         raise BrokerUnsuitable(
             "Wrong URL of an embedded broker: it takes no options",
-            hint="Write embedded://DIR, with %3F for a ? in the folder's name; `tailrace settings` lists what can be set.",
+            hint="Write embedded://DIR, with %3F for a ? in the folder's name; settings do that (`tailrace settings`).",
         )
     wanted = EmbeddedOptions(sync_always=True) if options.sync_always else None
     return await attach(Path(unquote(directory)) if directory else None, wanted, kind=kind)
