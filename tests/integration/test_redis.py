@@ -325,6 +325,13 @@ async def test_what_a_user_may_not_do_is_told_at_the_start(tmp_path: Path) -> No
         assert server.ask("KEYS", "*") == b"*0\r\n"  # trying left nothing behind
 
 
+async def test_commands_that_are_renamed_are_told_at_the_start(tmp_path: Path) -> None:
+    for name, config in (("INFO", "info"), ("EVALSHA", "evalsha"), ("XADD", "xadd"), ("SCAN", "scan")):
+        with RedisServer(tmp_path / name, config=f'rename-command {config} ""') as server:
+            kind = BrokerUnsuitable if name in ("INFO", "EVALSHA") else BrokerRefused
+            assert name in await refusal(server.url, kind)
+
+
 async def test_a_server_that_takes_no_writes_now_is_opened_all_the_same(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", config="min-replicas-to-write 1") as server:
         await (await open_redis(server.url)).close()

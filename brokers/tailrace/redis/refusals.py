@@ -46,6 +46,11 @@ def of(error: RedisError, where: str) -> TailraceError:
         return BrokerRefused(f"Redis at {where} forbids what Tailrace needs: {text}", hint=_GRANT)
     if is_login(error):
         return BrokerRefused(f"Redis at {where} refused the login: {text}")
+    if "unknown command" in text:
+        return BrokerUnsuitable(
+            f"What answers at {where} lacks what Tailrace needs: {text[:200]}",
+            hint="Use Redis or Valkey 6.2 or newer, and rename or disable none of its commands.",
+        )
     if "MISCONF" in text or "unable to persist" in text:
         return BrokerFailed(f"Redis at {where} cannot write to its disk: {text}", hint="Mend the server's disk.")
     return BrokerFailed(f"Redis at {where} failed: {text}", hint="The server's log says more.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tailrace.errors import BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
+from tailrace.errors import BrokerRefused, BrokerUnavailable, BrokerUnsuitable
 from tailrace.redis.connection import Connection, Unanswered
 from tailrace.redis.names import Names
 from tailrace.redis.scripts import Script
@@ -18,7 +18,8 @@ local key, forbidden = KEYS[1], {}
 local function try(...)
   local answer = redis.pcall(...)
   local said = type(answer) == 'table' and answer.err
-  if said and (string.find(said, 'no permissions') or string.find(said, "user executing the script can't")) then
+  if said and (string.find(said, 'no permissions') or string.find(said, "user executing the script can't")
+      or string.find(said, 'nknown Redis command')) then
     forbidden[#forbidden + 1] = (...)
   end
 end
@@ -45,10 +46,6 @@ async def check(connection: Connection, names: Names) -> bool:
         facts = _parse(await connection.call("INFO"), str(connection))
     except Unanswered as error:
         raise BrokerUnavailable(str(error)) from None
-    except BrokerFailed as error:
-        if "unknown command" in error.message:
-            raise BrokerUnsuitable(f"What answers at {connection} knows no INFO: is it a Redis?") from error
-        raise
     check_server(facts, str(connection))
     await _check_permissions(connection, names)
     durable = facts.get("aof_enabled") == "1"
