@@ -67,6 +67,7 @@ async def test_the_leader_of_the_shard_in_use_is_killed(cluster: NatsCluster) ->
         writes = [asyncio.create_task(_write(writer, stream, progress)) for stream in streams]
         await progress.reached.wait()
         leader = await asyncio.to_thread(cluster.leader, SHARD)
+        assert SHARD in await asyncio.to_thread(cluster.led_by, leader), "by its own word"
         cluster.nodes[leader].kill()
         assert progress.done < STREAMS * CHUNKS, "the leader was to die under load"
         successor = await asyncio.to_thread(cluster.leader, SHARD)

@@ -1,48 +1,39 @@
-"""The JetStream log on three nodes, the leaders killed one after the other."""
+"""The JetStream log on three nodes: whoever leads a shard in use is killed, one after the other."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.jetstream import JetStream, JetStreamOptions, open_jetstream
+from tailrace.jetstream.names import Names
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Kind, Record
-from tailrace.testing.servers import NatsServer
+from tailrace.testing.cluster import NatsCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
+SHARDS = 2
+NAMES = Names(JetStreamOptions().prefix, SHARDS)
+
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[list[NatsServer]]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        ports = [taken.getsockname()[1] for taken in sockets]
-        stack.pop_all().close()  # the routes need their ports beforehand
-        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
-        servers = [
-            NatsServer(
-                tmp_path / str(number),
-                config=f'server_name: n{number}\ncluster {{ name: c, listen: "127.0.0.1:{port}", routes: [{routes}] }}',
-            )
-            for number, port in enumerate(ports)
-        ]
-        with ExitStack() as running:
-            yield [running.enter_context(server) for server in servers]
+def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    with NatsCluster(tmp_path) as nodes:
+        yield nodes
 
 
-async def opened(servers: list[NatsServer]) -> JetStream:
-    options = JetStreamOptions(shards=2, replicas=3, connect_timeout=10, request_timeout=3)
+async def opened(cluster: NatsCluster) -> JetStream:
+    options = JetStreamOptions(shards=SHARDS, replicas=3, connect_timeout=10, request_timeout=3)
     while True:  # the nodes elect their leader first
         try:
-            return await open_jetstream([server.url for server in servers], options=options)
+            return await open_jetstream(f"nats://{cluster.hosts}", options=options)
         except BrokerUnavailable:
             await asyncio.sleep(0.2)
 
@@ -64,7 +55,7 @@ async def append(broker: JetStream, record: Record, position: int) -> int:
 
 
 @pytest.mark.timeout(180)
-async def test_killed_nodes_lose_nothing_and_repeat_nothing(cluster: list[NatsServer]) -> None:
+async def test_killed_leaders_lose_nothing_and_repeat_nothing(cluster: NatsCluster) -> None:
     broker, reader = await opened(cluster), await opened(cluster)
     stop = asyncio.Event()
 
@@ -76,20 +67,25 @@ async def test_killed_nodes_lose_nothing_and_repeat_nothing(cluster: list[NatsSe
             positions.append(await append(broker, record, positions[-1] if positions else 0))
         return positions
 
-    producers = [asyncio.create_task(produce(f"s{number}")) for number in range(10)]
-    for server in cluster:
+    streams = [f"s{number}" for number in range(10)]
+    producers = [asyncio.create_task(produce(stream_id)) for stream_id in streams]
+    assert {NAMES.place(stream_id).stream for stream_id in streams} == {NAMES.shard(0), NAMES.shard(1)}
+    for turn in range(SHARDS + 1):
+        shard = NAMES.shard(turn % SHARDS)
         before = broker.log.now_ms()
-        server.kill()
-        probe = Record(Kind.CHUNKS, f"probe-{server.port}", Incarnation(1, 7), 1, 0, 0, "p", (b"x",))
-        await append(broker, probe, 0)
-        server.start()
-        await append(broker, Record(Kind.CHUNKS, f"after-{server.port}", Incarnation(1, 7), 1, 0, 0, "p"), 0)
+        leader = await asyncio.to_thread(cluster.leader, shard)
+        cluster.nodes[leader].kill()
+        probe = next(name for name in map(f"probe-{turn}-{{}}".format, count()) if NAMES.place(name).stream == shard)
+        await append(broker, Record(Kind.CHUNKS, probe, Incarnation(1, 7), 1, 0, 0, "p", (b"x",)), 0)
+        assert await asyncio.to_thread(cluster.leader, shard) != leader
+        await asyncio.to_thread(cluster.start)
+        await append(broker, Record(Kind.CHUNKS, f"after-{turn}", Incarnation(1, 7), 1, 0, 0, "p"), 0)
         assert broker.log.now_ms() >= before
     stop.set()
-    for number, positions in enumerate(await asyncio.gather(*producers)):
+    for stream_id, positions in zip(streams, await asyncio.gather(*producers), strict=True):
         while True:
             try:
-                stored = await reader.log.read(f"s{number}")
+                stored = await reader.log.read(stream_id)
                 break
             except BrokerUnavailable:
                 await asyncio.sleep(0.1)

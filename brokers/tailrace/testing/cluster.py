@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,12 +19,13 @@ SIZE, SHARDS = 3, 4
 PATIENCE = 60.0  # seconds for an election, with all else that the machine does
 LOOK_INTERVAL = 0.05
 NAME = "tailrace-test"
+SHARD = re.compile(r"_S_\d+$")  # the streams that hold records; others hold heartbeats, runs or segments
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy that the environment names
 
 
 class NatsCluster(Killed):
-    """A cluster with its data in ``directory``: as one broker, and its leader alone (`kill_leader`). `start` brings
-    back whoever is away."""
+    """A cluster with its data in ``directory``: as one broker, and a leader alone (`kill_leader`). `start` brings back
+    whoever is away."""
 
     def __init__(self, directory: Path) -> None:
         self.nodes: dict[str, NatsServer] = {}
@@ -75,27 +76,33 @@ class NatsCluster(Killed):
 
     def leaders(self) -> dict[str, str]:
         """The name of the node that leads each stream, as the nodes that run tell it."""
-        found: dict[str, str] = {}
-        for name in self.nodes:
-            for account in self._ask(name, "jsz?accounts=1&streams=1&config=0").get("account_details", ()):
-                for stream in account.get("stream_detail", ()):
-                    if leader := stream.get("cluster", {}).get("leader"):
-                        found[stream["name"]] = leader
-        return found
+        return {stream: leader for name in self.nodes for stream, leader in self._told_by(name)}
+
+    def led_by(self, name: str) -> set[str]:
+        """The streams that the node leads by its own word; none where it does not run."""
+        return {stream for stream, leader in self._told_by(name) if leader == name}
+
+    def _told_by(self, name: str) -> Iterator[tuple[str, str]]:
+        for account in self._ask(name, "jsz?accounts=1&streams=1&config=0").get("account_details", ()):
+            for stream in account.get("stream_detail", ()):
+                if leader := stream.get("cluster", {}).get("leader"):
+                    yield stream["name"], leader
 
     def leader(self, stream: str) -> str:
-        """The name of the node that leads ``stream``, waited for."""
+        """The name of the node that leads ``stream``, waited for: others say so, and so does it itself."""
         deadline = time.monotonic() + PATIENCE
-        while (leader := self.leaders().get(stream)) is None or not self.nodes[leader].running:
+        while (leader := self.leaders().get(stream)) is None or stream not in self.led_by(leader):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"Nobody leads {stream}: {self.leaders()}")
             time.sleep(LOOK_INTERVAL)
         return leader
 
-    def kill_leader(self) -> None:
-        """SIGKILL for the node that leads the most streams."""
-        [(leader, _)] = Counter(self.leaders().values()).most_common(1)
+    def kill_leader(self) -> tuple[str, set[str]]:
+        """SIGKILL for the node that leads the most shards. Its name, and the shards that it led by its own word."""
+        led = {name: {stream for stream in self.led_by(name) if SHARD.search(stream)} for name in self.nodes}
+        leader = max(led, key=lambda name: len(led[name]))
         self.nodes[leader].kill()
+        return leader, led[leader]
 
     def kill(self) -> None:
         """SIGKILL for all nodes."""
