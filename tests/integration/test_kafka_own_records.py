@@ -185,3 +185,26 @@ async def test_an_opening_of_which_a_stale_leader_did_not_tell_is_found_before_t
         assert last is not None
         assert last.record.chunks == (b"hello",)
         assert await texts(late, "stale") == await texts(first, "stale") == [b"hello"]
+
+
+async def test_after_a_lost_connection_an_own_record_is_known_again(
+    server: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server) as broker:
+        life = await Life(broker, "again").begin()
+        await life.say(b"one ")
+        track = broker.log._tracks.peek("again")
+        assert track is not None
+        beginning = track.beginning
+        for lane in broker.feeds._lanes:
+            broker.connection.hang_up(lane.node, lane.number)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            while not broker.feeds.away:
+                await asyncio.sleep(0.001)
+            while broker.feeds.away:
+                await asyncio.sleep(0.01)
+        await life.say(b"two")
+        assert await texts(broker, "again") == [b"one ", b"two"]
+        assert track.beginning == beginning  # nothing was lost, and nothing was read anew
+        assert "lost records" not in caplog.text
