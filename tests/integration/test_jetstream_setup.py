@@ -73,10 +73,15 @@ async def test_the_shards_republish_and_refuse_when_full(nats_server: NatsServer
 
 
 DIFFERENCES: list[tuple[str, JetStreamOptions, str, str]] = [
-    ("max_age", replace(OPTIONS, retention=OPTIONS.retention + 60), "max_age", "nats stream edit TAILRACE_"),
-    ("replicas", replace(OPTIONS, replicas=3), "num_replicas is 1, and must be 3", "nats stream edit TAILRACE_"),
+    ("max_age", replace(OPTIONS, retention=OPTIONS.retention + 60), "max_age is 176400 s", "--max-age=176460s"),
+    ("replicas", replace(OPTIONS, replicas=3), "num_replicas is 1, and must be 3", "--replicas=3"),
     ("shards", replace(OPTIONS, shards=4), "tailrace-shards is '2', and must be '4'", "shards to 2"),
-    ("bytes", replace(OPTIONS, max_bytes=1 << 20), "max_bytes is -1, and must be 524288", "nats stream edit"),
+    (
+        "bytes",
+        replace(OPTIONS, max_bytes=1 << 20),
+        "max_bytes is -1, and must be 524288",
+        "nats stream edit TAILRACE_S_00 --max-bytes=524288",
+    ),
 ]
 
 

@@ -27,6 +27,13 @@ SHARDS, FORMAT = "tailrace-shards", "tailrace-format"
 ONE_TRY, PAUSE, PATIENCE = 1.5, 0.1, 8.0  # seconds: of one call, between two, of all
 _NANO = 1_000_000_000
 _AT_LEAST = frozenset({"max_age", "num_replicas", "duplicate_window"})
+_TIMES = frozenset({"max_age", "duplicate_window"})
+_FLAGS = {
+    "max_age": "max-age",
+    "duplicate_window": "dupe-window",
+    "num_replicas": "replicas",
+    "max_bytes": "max-bytes",
+}
 _FIXED = frozenset({"storage", "retention", "sealed", FORMAT})  # what `nats stream edit` cannot mend
 _UNSET: tuple[Any, ...] = (None, 0, False, "", [], {})
 
@@ -169,13 +176,23 @@ def compare(settings: Settings, found: Mapping[str, Any], where: str = "the brok
     """Raise `BrokerUnsuitable` for the first setting of an existing stream that does not do."""
     name = settings["name"]
     for setting, is_now, must_be in _differences(settings, found):
-        mend = "Delete the stream" if setting in _FIXED else f"Run `nats stream edit {name}`"
+        mend = "Delete the stream" if setting in _FIXED else f"Run `nats stream edit {name}{_flag(setting, settings)}`"
         if setting == SHARDS and is_now is not None:
             mend = f"Set the number of shards to {is_now}"
         raise BrokerUnsuitable(
-            f"Stream {name} at {where}: {setting} is {is_now!r}, and must be {must_be}",
+            f"Stream {name} at {where}: {setting} is {_shown(setting, is_now)}, and must be {must_be}",
             hint=f"{mend}, or give Tailrace another prefix.",
         )
+
+
+def _flag(setting: str, settings: Settings) -> str:
+    flag = _FLAGS.get(setting)
+    return f" --{flag}={_shown(setting, settings[setting]).replace(' ', '')}" if flag else ""
+
+
+def _shown(setting: str, value: Any) -> str:
+    """The server counts time in nanoseconds; people and the `nats` command do not."""
+    return f"{(value or 0) // _NANO} s" if setting in _TIMES else repr(value)
 
 
 def _differences(settings: Settings, found: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
@@ -191,6 +208,6 @@ def _differences(settings: Settings, found: Mapping[str, Any]) -> Iterator[tuple
         elif setting in _AT_LEAST:
             unlimited = setting == "max_age" and not is_now
             if not unlimited and (value == 0 or (is_now or 0) < value):
-                yield setting, is_now, f"{value} or more"
+                yield setting, is_now, f"{_shown(setting, value)} or more"
         elif is_now != value and not (is_now in _UNSET and value in _UNSET):
             yield setting, is_now, repr(value)
