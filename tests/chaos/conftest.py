@@ -52,9 +52,9 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def strike(broker: Broker) -> Callable[[], None]:
-    """Kills what a broker that goes on must be able to lose: the leader of a cluster, or all there is of a single
-    server."""
+def strike(broker: Broker) -> Callable[[], object]:
+    """Kills what a broker that goes on must be able to lose: the leader of a cluster (and gives what it led), or all
+    there is of a single server."""
     return broker.kill_leader if isinstance(broker, NatsCluster) else broker.kill
 
 

@@ -14,7 +14,10 @@ import pytest
 
 from tailrace.connect import connect
 from tailrace.errors import StreamEnded
+from tailrace.jetstream import JetStreamOptions
+from tailrace.jetstream.names import Names
 from tailrace.testing.clients import HttpReader, Reading, sample_text, start_run, status_of
+from tailrace.testing.cluster import SHARDS, NatsCluster
 from tailrace.testing.processes import Service, Services, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -72,6 +75,12 @@ async def stored_of(url: str, run_ids: Sequence[str]) -> dict[str, tuple[bytes, 
     return found
 
 
+def shards_of(run_ids: Sequence[str]) -> set[str]:
+    """The shards that hold the records of these streams, on a cluster."""
+    names = Names(JetStreamOptions().prefix, SHARDS)
+    return {names.place(run_id).stream for run_id in run_ids}
+
+
 @pytest.mark.parametrize("how", ["one after another", "all at once"])
 async def test_gateway_worker_and_broker_are_killed_under_live_streams(
     broker: Any, services: Services, client: httpx.AsyncClient, stack: AsyncExitStack, how: str, strike: Any
@@ -88,8 +97,11 @@ async def test_gateway_worker_and_broker_are_killed_under_live_streams(
 
     for kill in (gateway.kill, small.kill, strike):
         await answers.assert_live()
-        kill()
+        killed = kill()
         if kill is strike:
+            if isinstance(broker, NatsCluster):
+                _, led = killed
+                assert led & shards_of(kept), f"the leader of {led} was killed, and no stream in use is there"
             await asyncio.to_thread(broker.start)
         if kill is strike or how == "one after another":
             await answers.go_on(but=() if kill == gateway.kill else lost)
