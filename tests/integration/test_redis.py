@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tailrace.redis.address import parse
 from tailrace.redis.broker import Redis, open_redis
 from tailrace.redis.runs import RedisRunQueue
 from tailrace.redis.setup import check_server
+from tailrace.settings import load
 from tailrace.store import LogStore
 from tailrace.testing.redis_server import RedisSentinels, RedisServer
 
@@ -167,6 +169,17 @@ async def test_a_server_that_forgot_everything_trims(tmp_path: Path) -> None:
                 await asyncio.wait_for(anext(reading), PATIENCE)
             with pytest.raises(StreamTrimmed):
                 await asyncio.wait_for(store.append("a", b"y", lease), PATIENCE)
+
+
+async def test_a_life_of_npms_without_a_chunk_leaves_a_free_id(server: RedisServer) -> None:
+    async with await opened(server.url) as store:
+        for round_ in range(3):
+            await ask(store, "SET", "aui:resumable:{a}:meta", '{"status":"streaming","ttlSec":100}', "EX", 100)
+            assert (await store.status("a")).status is Status.STREAMING
+            await ask(store, "DEL", "aui:resumable:{a}:meta")
+            lease = (await asyncio.wait_for(store.acquire("a"), PATIENCE)).lease
+            await store.append("a", b"%d" % round_, lease)
+            assert await store.delete("a")
 
 
 class Line:
@@ -347,17 +360,48 @@ async def test_tls_files_that_cannot_be_used(server: RedisServer, tmp_path: Path
     assert "without tls_cert" in await refusal(f"{at}?tls_key={tmp_path}/file", BrokerRefused)
 
 
-async def test_tls(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+def certified(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
+    folder.mkdir(exist_ok=True)
+    certificate, key = folder / "cert.pem", folder / "key.pem"
     making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     making += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(making, check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_a_server_that_asks_for_a_clients_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = certified(tmp_path)
+    files = f"tls-cert-file {certificate}\ntls-key-file {key}\ntls-ca-cert-file {certificate}\n"
+    port = choose_port(None, None)
+
+    def settings(**changes: Path) -> RedisOptions:
+        for name, value in changes.items():
+            monkeypatch.setenv(f"TAILRACE_REDIS_{name}", str(value))
+        return replace(load(None).store_options().redis, connect_timeout=2.0)
+
+    url = f"rediss://127.0.0.1:{port}"
+    with RedisServer(tmp_path / "redis", config=f"{files}tls-port {port}\ntls-auth-clients yes"):
+        none = settings(TLS_CA=certificate)
+        strange, strange_key = certified(tmp_path / "strange")
+        wrong = settings(TLS_CERT=strange, TLS_KEY=strange_key)
+        for options in (none, wrong):  # it says so, and closes: the client may meet the one or the other
+            with pytest.raises((BrokerRefused, BrokerUnavailable), match=f"127.0.0.1:{port}") as caught:
+                await open_redis(url, options)
+            assert caught.value.hint
+        async with await opened(url, redis=settings(TLS_CERT=certificate, TLS_KEY=key)) as store:
+            await store.acquire("a")
+            await store.append("a", b"x")
+
+
+async def test_tls(tmp_path: Path) -> None:
+    certificate, key = certified(tmp_path)
+    port = choose_port(None, None)
     plain = RedisServer(
-        tmp_path / "redis", config=f"tls-cert-file {certificate}\ntls-key-file {key}\ntls-auth-clients no\n"
+        tmp_path / "redis",
+        config=f"tls-cert-file {certificate}\ntls-key-file {key}\ntls-auth-clients no\ntls-port {port}\n",
     )
     with plain as server:
-        port = server.port + 1
-        assert server.ask("CONFIG", "SET", "tls-port", str(port)).startswith(b"+OK")
         async with await opened(f"rediss://127.0.0.1:{port}", redis=RedisOptions(tls_ca=str(certificate))) as store:
             await store.acquire("a")
             await store.append("a", b"x")

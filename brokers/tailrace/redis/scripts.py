@@ -43,12 +43,12 @@ local function later(a, b)
 end
 local function behind(at)
   local ms, seq = split(at)
-  return join(ms, seq + 1)
+  if seq < TOP then return join(ms, seq + 1) end
+  return join(ms + 1, 0)
 end
 local function following(at)  -- the id of an entry that is written now
-  local ms, seq = split(at)
-  if now > ms then return join(now, 0) end
-  return join(ms, seq + 1)
+  if now > split(at) then return join(now, 0) end
+  return behind(at)
 end
 local function before(at)
   local ms, seq = split(at)
@@ -142,22 +142,22 @@ end
 if m and not h.inc then
   local key = place(token)
   local head, last = first(key), newest(key)
-  if head and head[1] == h.gfirst then  -- 0.3.15 has claimed, and is about to delete what is left of the life before
-    redis.call('DEL', key)
-    head, last = nil, nil
-  end
+  local past = tonumber(string.match(h.ginc or '', '^(%d+)-')) or 0
   local claim = head and field(head, 't')
-  local life = claim and string.match(claim, '^1;claim;([^;]+);')
+  local life, number = string.match(claim or '', '^1;claim;((%d+)-[^;]+);')
+  if head and (head[1] == h.gfirst or (life and tonumber(number) <= past)) then
+    redis.call('DEL', key)  -- what is left of a life before: 0.3.15 has claimed, and is about to delete it
+    head, last, life = nil, nil, nil
+  end
   local ttl = (tonumber(m.ttlSec) or 86400) * 1000
   local floor = h.pos or '0-0'
   h.tok, h.first, h.ttl = token, head and head[1] or '', string.format('%.0f', ttl)
   if life then
     h.org, h.inc, h.claim, h.cpos = 'own', life, field(head, 'm'), ''
   else
-    local generation = (tonumber(string.match(h.ginc or '', '^(%d+)-')) or 0) + 1
     local seed = token ~= '' and token or (id .. join(now, 0) .. (head and head[1] or ''))
     h.org, h.claim = 'npm', ''
-    h.inc = string.format('%.0f-%s', generation, string.sub(redis.sha1hex(seed), 1, 16))
+    h.inc = string.format('%.0f-%s', past + 1, string.sub(redis.sha1hex(seed), 1, 16))
     local left = redis.call('PTTL', meta)
     h.cpos = before(head and head[1] or join(now - math.max(0, left > 0 and ttl - left or 0), 0))
     if not later(h.cpos, floor) then h.cpos = behind(floor) end
