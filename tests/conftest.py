@@ -23,14 +23,14 @@ MISSING = {"embedded-binary", "kafka-jars", "java-missing", "java-too-old"}
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """A broker that is missing skips its test. Where every broker is promised to be there
-    (TAILRACE_TEST_REQUIRE_BROKERS=1), a skip is a failure, but that of a test marked ``optional``."""
+    (TAILRACE_TEST_REQUIRE_BROKERS=1), a skip is a failure."""
     outcome = yield
     report = outcome.get_result()
     error = call.excinfo.value if call.excinfo else None
     if report.failed and getattr(error, "code", None) in MISSING:
         report.outcome = "skipped"
         report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {error} ({getattr(error, 'hint', '')})")
-    required = os.environ.get("TAILRACE_TEST_REQUIRE_BROKERS") == "1" and item.get_closest_marker("optional") is None
+    required = os.environ.get("TAILRACE_TEST_REQUIRE_BROKERS") == "1"
     if report.skipped and not hasattr(report, "wasxfail") and required:
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be missing: {report.longrepr}"

