@@ -176,9 +176,9 @@ class LogStore:
         return await self.extend(stream_id, (chunk,), lease)
 
     async def extend(self, stream_id: str, chunks: Sequence[bytes], lease: Lease | None = None) -> str:
-        validate_stream_id(stream_id)
         writer = self._held.writer(stream_id, lease)
         if writer is None:
+            validate_stream_id(stream_id)
             writer = await self._writer_of(stream_id, lease)
         return await writer.extend(chunks)
 
