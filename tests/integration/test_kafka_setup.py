@@ -29,6 +29,7 @@ from tailrace.kafka_local.jars import classpath
 from tailrace.kafka_local.java import find_java
 from tailrace.kafka_local.node import Node, new_cluster_id
 from tailrace.model import Limits
+from tailrace.settings import load
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.servers import NatsServer
 
@@ -221,21 +222,21 @@ class Guarded(NamedTuple):
     sasl: str
     tls: str
     sasl_tls: str
+    mutual: str
     ca: Path
+    key: Path
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost"
-    command = [*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    _certify(folder)
     (folder / "store.pem").write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
     server = KafkaServer(folder / "kafka")
     server.port, controller = choose_port(None, None), choose_port(None, None)
-    ports = {name: choose_port(None, None) for name in ("SASL", "TLS", "BOTH")}
+    ports = {name: choose_port(None, None) for name in ("SASL", "TLS", "BOTH", "MUTUAL")}
     server._controllers = {1: controller}
-    kinds = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "BOTH": "SASL_SSL"}
+    kinds = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "BOTH": "SASL_SSL", "MUTUAL": "SSL"}
     open_ones = [f"{name}://127.0.0.1:{port}" for name, port in ports.items()]
     listeners = ",".join([f"PLAINTEXT://127.0.0.1:{server.port}", f"CONTROLLER://127.0.0.1:{controller}", *open_ones])
     plain = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="s3cret@/" user_eve="pass";'
@@ -247,10 +248,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
             ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT", *(f"{name}:{kind}" for name, kind in kinds.items())]
         ),
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS;User:ann;User:bob",
+        "super.users": "User:ANONYMOUS;User:ann;User:bob;User:CN=somewhere",
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(folder / "store.pem"),
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.mutual.ssl.truststore.type": "PEM",
+        "listener.name.mutual.ssl.truststore.location": str(folder / "cert.pem"),
     }
     for name in ("sasl", "both"):
         properties[f"listener.name.{name}.plain.sasl.jaas.config"] = plain
@@ -261,7 +265,15 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     _format(Node(server.directory, server.port, server._controllers, properties=properties), users)
     with server:
         hosts = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
-        yield Guarded(hosts["SASL"], hosts["TLS"], hosts["BOTH"], folder / "cert.pem")
+        files = folder / "cert.pem", folder / "key.pem"
+        yield Guarded(hosts["SASL"], hosts["TLS"], hosts["BOTH"], hosts["MUTUAL"], *files)
+
+
+def _certify(folder: Path) -> None:
+    """A certificate for 127.0.0.1, and by no name: the server's, its own authority and a client's."""
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=somewhere"
+    command = [*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 def _format(node: Node, users: list[str]) -> None:
@@ -343,6 +355,40 @@ async def test_tls(guarded: Guarded, options: KafkaOptions, server: KafkaServer)
     assert "kafka+ssl://" in await refused(f"kafka://{guarded.tls}", BrokerUnavailable, options)
     text = await refused(f"kafka+ssl://{server.bootstrap}", BrokerError, options)
     assert "TLS" in text
+
+
+def from_the_environment(monkeypatch: pytest.MonkeyPatch, like: KafkaOptions, **settings: object) -> KafkaOptions:
+    """The options of a process with these settings, and of its own what is no matter here."""
+    for name, value in settings.items():
+        monkeypatch.setenv(f"TAILRACE_KAFKA_{name}", str(value))
+    kept = ("prefix", "partitions", "claims_partitions", "connect_timeout", "request_timeout")
+    return replace(load(None).store_options().kafka, **{name: getattr(like, name) for name in kept})
+
+
+async def test_a_listener_that_asks_for_a_clients_certificate(
+    guarded: Guarded, options: KafkaOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"kafka+ssl://{guarded.mutual}"
+    without = from_the_environment(monkeypatch, options, TLS_CA=guarded.ca)
+    assert guarded.mutual in await refused(url, BrokerError, without)
+    _certify(tmp_path)  # what somebody else vouches for
+    files = {"TLS_CERT": tmp_path / "cert.pem", "TLS_KEY": tmp_path / "key.pem"}
+    await refused(url, BrokerError, from_the_environment(monkeypatch, options, **files))
+    files = {"TLS_CERT": guarded.ca, "TLS_KEY": guarded.key}
+    async with opened(url, from_the_environment(monkeypatch, options, **files)) as broker:
+        await broker.beats.send("m", b"1")
+
+
+async def test_a_certificate_for_another_host(
+    guarded: Guarded, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"kafka+ssl://localhost:{guarded.tls.rpartition(':')[2]}"
+    checked = from_the_environment(monkeypatch, options, TLS_CA=guarded.ca)
+    assert "localhost" in await refused(url, BrokerRefused, checked)
+    async with opened(url, from_the_environment(monkeypatch, options, TLS_CHECK_HOSTNAME="false")) as broker:
+        await broker.beats.send("m", b"1")
+    monkeypatch.delenv("TAILRACE_KAFKA_TLS_CA")  # who signed it is asked all the same
+    assert "certificate" in await refused(url, BrokerRefused, from_the_environment(monkeypatch, options))
 
 
 async def test_files_that_are_missing_or_something_else(
