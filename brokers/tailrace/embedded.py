@@ -18,6 +18,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,7 @@ __all__ = [
 
 START_TIMEOUT = 60.0
 LOOK_INTERVAL = 0.02
+UNSUPERVISED = 12.0  # seconds that a supervisor may take to appear behind a lock that is held
 # A lock that falls free again means that the supervisor ended: killed perhaps, so it gets a second chance.
 MAX_LAUNCHES = 2
 KEEP_INTERVAL = 0.5
@@ -169,6 +171,7 @@ async def _become_user(home: ServerDirectory) -> int:
 async def _ensure_server(home: ServerDirectory, kind: str, options: EmbeddedOptions) -> ServerRecord:
     """Return once a supervised server answers, starting a supervisor if the lock is free. The caller is a user."""
     launches, log_start = 0, home.log_size()
+    alone = time.monotonic()  # when a supervisor was last seen, or the lock free
     while True:
         lock = try_lock(home.server_lock)
         if lock is not None and launches == MAX_LAUNCHES:
@@ -181,6 +184,14 @@ async def _ensure_server(home: ServerDirectory, kind: str, options: EmbeddedOpti
             launches += 1
             # The thread owns the descriptor: this task may be cancelled while it is still needed.
             await asyncio.to_thread(_launch, home, lock, kind, options)
+        if lock is not None or is_locked(home.supervisor_lock):
+            alone = time.monotonic()
+        elif time.monotonic() - alone > UNSUPERVISED:
+            raise EmbeddedError(
+                f"On {home.path} runs a server that is not an embedded one (`tailrace kafka run`?)",
+                code="embedded-options",
+                hint="Use its URL, end it, or name another directory.",
+            )
         record = home.load()
         if record is not None and await _answers(home, record):
             return record

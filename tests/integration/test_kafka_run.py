@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from tailrace.embedded import EmbeddedError, attach
 from tailrace.kafka_local import metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -87,5 +88,8 @@ async def test_two_on_one_folder_are_refused_in_one_line(tmp_path: Path) -> None
         assert ran.returncode == 2
         assert ran.stderr.count("\n") == 1, ran.stderr
         assert "already [kafka-start]" in ran.stderr
+        with pytest.raises(EmbeddedError, match="runs a server that is not an embedded one") as caught:
+            await attach(tmp_path / "data", kind="kafka")
+        assert caught.value.code == "embedded-options"
         assert metadata.ask("127.0.0.1", port) is not None
         first.terminate()

@@ -14,6 +14,7 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 NEEDED = {"Read": 3, "Write": 4, "Describe": 8, "DescribeConfigs": 10}
+NOT_TOLD = -(1 << 31)  # what a broker says that does not keep count of them
 _text = String("utf-8")
 
 
@@ -79,6 +80,6 @@ def missing(answer: Any) -> dict[str, list[str]]:
     found = {
         topic: [name for name, number in NEEDED.items() if not operations >> number & 1]
         for code, topic, _, _, operations in answer.topics
-        if code == 0
+        if code == 0 and operations != NOT_TOLD
     }
     return {topic: names for topic, names in found.items() if names}
