@@ -6,7 +6,10 @@ import json
 import random
 import signal
 import socket
+import socketserver
+import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +336,35 @@ def test_a_store_that_cannot_be_had_is_one_line(cli: Any, server: NatsServer, co
             done = cli("ls", "--store", store, **times)
             assert (done.returncode, done.stdout) == (2, b""), store
             assert f"[{code}]. " in complaint(done), store
+
+
+class OldKafka(socketserver.BaseRequestHandler):
+    """What a broker of Kafka 2.0 says of itself, and no more: it stands for one, which is not to be had any more. It
+    answers ApiVersions alone (Kafka's protocol guide: a size, the correlation id, an error, then each API's first and
+    last version), and a version of that which it does not know with error 35 and its own."""
+
+    versions = struct.pack(">i" + "hhh" * 4, 4, *(0, 0, 6), *(1, 0, 8), *(3, 0, 6), *(18, 0, 2))  # 1 is Fetch
+
+    def handle(self) -> None:
+        stream = self.request.makefile("rb")
+        while size := stream.read(4):
+            api, version, correlation = struct.unpack(">hhi", stream.read(struct.unpack(">i", size)[0])[:8])
+            if api != 18:
+                return
+            answer = struct.pack(">ih", correlation, 0 if version <= 2 else 35) + self.versions
+            answer += struct.pack(">i", 0) if version in (1, 2) else b""
+            self.request.sendall(struct.pack(">i", len(answer)) + answer)
+
+
+def test_a_kafka_that_is_too_old_is_one_line(cli: Any, complaint: Complaint) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OldKafka) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        at = f"127.0.0.1:{listening.server_address[1]}"
+        for command in (("ls",), ("gateway", "--port", "0"), ("worker",)):
+            done = cli(*command, "--store", f"kafka://{at}")
+            assert (done.returncode, done.stdout) == (2, b"")
+            assert f"The Kafka broker at {at} is too old [broker-unsuitable]. Use " in complaint(done)
+        listening.shutdown()
 
 
 def test_what_keeps_a_service_from_starting_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
