@@ -20,9 +20,9 @@ from typing import NamedTuple
 from tailrace import foreign
 from tailrace.decide import ends_a_life
 from tailrace.errors import CorruptRecord
-from tailrace.fold import State, fold
+from tailrace.fold import State, Verdict, fold
 from tailrace.model import Incarnation, Status
-from tailrace.records import HEADER, ID, META, SIZES, Kind, Record, Stored, decode, encode
+from tailrace.records import HEADER, ID, META, SIZES, Record, Stored, decode, encode
 
 Entry = tuple[int, dict[bytes, bytes]]  # position, fields
 SEQUENCE_BITS = 24
@@ -224,9 +224,7 @@ def _gone(stream_id: str, view: View, state: State | None) -> Record:
         state = None
     if view.gone_head:
         record = record_of(stream_id, view.gone_head, view.gone_facts, [])
-        if state is None or state.incarnation is None or record.kind is not Kind.EXPIRY:
-            return record
-        if (record.epoch, record.entries, record.ending) == (state.epoch, state.entries, state.ending):
+        if state is None or fold(state, Stored(view.gone, -1, time_of(view.gone), record))[1] is Verdict.COUNTS:
             return record
         known = record.claim
     elif view.gone_facts:
