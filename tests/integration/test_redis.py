@@ -378,7 +378,9 @@ async def test_a_server_that_asks_for_a_clients_certificate(tmp_path: Path, monk
     def settings(**changes: Path) -> RedisOptions:
         for name, value in changes.items():
             monkeypatch.setenv(f"TAILRACE_REDIS_{name}", str(value))
-        return replace(load(None).store_options().redis, connect_timeout=2.0)
+        chosen = load(None).store_options().redis
+        assert chosen is not None
+        return replace(chosen, connect_timeout=2.0)
 
     url = f"rediss://127.0.0.1:{port}"
     with RedisServer(tmp_path / "redis", config=f"{files}tls-port {port}\ntls-auth-clients yes"):
@@ -626,6 +628,23 @@ async def test_one_sentinel_that_answers_is_enough(tmp_path: Path, server: Redis
         writer.close()
     for listening in silent:
         listening.close()
+
+
+async def test_sentinels_are_asked_by_tls_too(tmp_path: Path) -> None:
+    certificate, key = certified(tmp_path)
+    files = f"tls-cert-file {certificate}\ntls-key-file {key}\ntls-ca-cert-file {certificate}\ntls-auth-clients no\n"
+    files += "tls-replication yes\n"
+    port, asked = choose_port(None, None), choose_port(None, None)
+    config = f"{files}tls-port {asked}\nsentinel monitor one 127.0.0.1 {port} 1"
+    with (
+        RedisServer(tmp_path / "redis", config=f"{files}tls-port {port}"),
+        RedisServer(tmp_path / "sentinel", arguments=("--sentinel",), settings="", config=config) as sentinel,
+    ):
+        options = RedisOptions(tls_ca=str(certificate))
+        async with await opened(f"rediss+sentinel://127.0.0.1:{asked}/one", redis=options) as store:
+            await store.acquire("a")
+        plain = f"rediss+sentinel://127.0.0.1:{sentinel.port}/one"
+        assert "by the sentinels" in await refusal(plain, BrokerUnavailable, tls_ca=str(certificate))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """URLs of Redis: ``redis://user:pass@host:port/db?layout=0.3.15``, ``rediss://…`` with TLS, and by Sentinel
-``redis+sentinel://user:pass@host:port,host2:port/service/db``. Pure."""
+``redis+sentinel://user:pass@host:port,host2:port/service/db`` (``rediss+sentinel``: TLS to the sentinels and to the
+servers). Pure."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class Connection:
             login = {"username": self.options.sentinel_user, "password": self.options.sentinel_password}
             self._sentinel = Sentinel(
                 list(self.address.hosts),
-                sentinel_kwargs=login | self._common(),
+                sentinel_kwargs=login | self._common() | ({"ssl": True} | self._files() if self.address.tls else {}),
                 **self._common(),
             )  # type: ignore[no-untyped-call]
         host, port = await self._sentinel.discover_master(self.address.service)
@@ -194,9 +194,16 @@ class Connection:
         settings |= {"username": options.user, "password": options.password}
         if not self.address.tls:
             return Socket(**settings)
-        return SSLConnection(
-            ssl_ca_certs=options.tls_ca, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key, **settings
-        )
+        return SSLConnection(**self._files(), **settings)
+
+    def _files(self) -> dict[str, Any]:
+        """What TLS needs."""
+        options = self.options
+        return {
+            "ssl_ca_certs": options.tls_ca,
+            "ssl_certfile": options.tls_cert,
+            "ssl_keyfile": options.tls_key,
+        }
 
     async def _read(self, socket: Socket) -> None:
         error: BaseException = SocketLost("closed")
