@@ -1,7 +1,7 @@
 """Feeds a runner from Redis: one blocked read of all handlers' groups, on a connection of its own.
 
 Theory. A command is read when there is room for it, and its run is a task of the runner's. What falls silent comes back
-by ``XAUTOCLAIM``, which every worker does now and then between two reads.
+by ``XCLAIM``: every worker looks for it now and then between two reads.
 
 Rules.
 
