@@ -35,4 +35,4 @@ def test_the_table_has_every_store_with_every_capability() -> None:
 
 def test_the_page_names_every_scheme() -> None:
     named = set(re.findall(r"`([a-z+]+)://`", section("Side by side")))
-    assert named == set(_OPENERS) - {"rediss+sentinel"}  # TLS and Sentinel together
+    assert named == set(_OPENERS)
