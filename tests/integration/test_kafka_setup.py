@@ -361,34 +361,33 @@ def from_the_environment(monkeypatch: pytest.MonkeyPatch, like: KafkaOptions, **
     """The options of a process with these settings, and of its own what is no matter here."""
     for name, value in settings.items():
         monkeypatch.setenv(f"TAILRACE_KAFKA_{name}", str(value))
-    kept = ("prefix", "partitions", "claims_partitions", "connect_timeout", "request_timeout")
+    kept = ("prefix", "partitions", "claims_partitions", "connect_timeout", "request_timeout", "fetch_wait")
     return replace(load(None).store_options().kafka, **{name: getattr(like, name) for name in kept})
 
 
-async def test_a_listener_that_asks_for_a_clients_certificate(
+async def test_certificates_by_settings(
     guarded: Guarded, options: KafkaOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"kafka+ssl://{guarded.mutual}"
-    without = from_the_environment(monkeypatch, options, TLS_CA=guarded.ca)
-    assert guarded.mutual in await refused(url, BrokerError, without)
-    _certify(tmp_path)  # what somebody else vouches for
-    files = {"TLS_CERT": tmp_path / "cert.pem", "TLS_KEY": tmp_path / "key.pem"}
-    await refused(url, BrokerError, from_the_environment(monkeypatch, options, **files))
-    files = {"TLS_CERT": guarded.ca, "TLS_KEY": guarded.key}
-    async with opened(url, from_the_environment(monkeypatch, options, **files)) as broker:
-        await broker.beats.send("m", b"1")
-
-
-async def test_a_certificate_for_another_host(
-    guarded: Guarded, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = f"kafka+ssl://localhost:{guarded.tls.rpartition(':')[2]}"
+    """A certificate for another host, and a listener that asks for a client's. What connects comes first: TLS closes
+    only when the fetch that a listener has parked is answered."""
+    options = replace(options, fetch_wait=1.0)
+    elsewhere = f"kafka+ssl://localhost:{guarded.tls.rpartition(':')[2]}"
     checked = from_the_environment(monkeypatch, options, TLS_CA=guarded.ca)
-    assert "localhost" in await refused(url, BrokerRefused, checked)
-    async with opened(url, from_the_environment(monkeypatch, options, TLS_CHECK_HOSTNAME="false")) as broker:
+    unchecked = from_the_environment(monkeypatch, options, TLS_CHECK_HOSTNAME="false")
+    async with opened(elsewhere, unchecked) as broker:
         await broker.beats.send("m", b"1")
-    monkeypatch.delenv("TAILRACE_KAFKA_TLS_CA")  # who signed it is asked all the same
-    assert "certificate" in await refused(url, BrokerRefused, from_the_environment(monkeypatch, options))
+    assert "localhost" in await refused(elsewhere, BrokerRefused, checked)
+    # who signed it is asked all the same
+    assert "certificate" in await refused(elsewhere, BrokerRefused, replace(unchecked, tls_ca=None))
+
+    mutual = f"kafka+ssl://{guarded.mutual}"
+    ours = from_the_environment(monkeypatch, options, TLS_CERT=guarded.ca, TLS_KEY=guarded.key)
+    async with opened(mutual, ours) as broker:
+        await broker.beats.send("m", b"1")
+    _certify(tmp_path)  # what somebody else vouches for
+    strange = {"tls_cert": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
+    for wrong in (checked, replace(checked, **strange)):
+        assert guarded.mutual in await refused(mutual, BrokerError, wrong)
 
 
 async def test_files_that_are_missing_or_something_else(
