@@ -162,7 +162,7 @@ class Connection:
             return BrokerUnavailable(
                 f"Cannot reach Redis at {self}: no answer in {self.options.connect_timeout:g} s{tls}"
             )
-        return refusals.connecting(error, str(self))
+        return refusals.connecting(error, str(self), tls=self.address.tls)
 
     async def _where(self) -> tuple[str, int]:
         if not self.address.service:

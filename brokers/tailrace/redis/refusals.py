@@ -61,8 +61,8 @@ def is_login(error: BaseException) -> bool:
     return isinstance(error, AuthenticationError) or any(words in text for words in _REFUSED)
 
 
-def connecting(error: BaseException, where: str) -> BrokerError:
-    """Why a connection could not be made."""
+def connecting(error: BaseException, where: str, *, tls: bool = False) -> BrokerError:
+    """Why a connection, by ``tls`` or not, could not be made."""
     if isinstance(error, MasterNotFoundError):
         return _no_master(str(error), where)
     cause: BaseException | None = error
@@ -85,7 +85,8 @@ def connecting(error: BaseException, where: str) -> BrokerError:
         )
     unavailable = BrokerUnavailable(f"Cannot reach Redis at {where}: {text}")
     if isinstance(error, SocketLost) and "connecting to" not in text:  # somebody was there, and hung up
-        unavailable.hint = "Check the port, and whether it wants TLS (rediss://)."
+        wants = "a client's certificate (tls_cert, tls_key)" if tls else "TLS (rediss://)"
+        unavailable.hint = f"Check the port, and whether it wants {wants}."
     return unavailable
 
 
