@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -19,12 +21,13 @@ from tailrace._ports import choose_port
 from tailrace.command_wire import encode_command
 from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, TailraceError
-from tailrace.fold import State, fold
+from tailrace.fold import TRIMMED, State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
+from tailrace.kafka import feeds as feeds_module
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.claims import Entry
-from tailrace.kafka.connection import Place
+from tailrace.kafka.connection import FOLLOW, Connection, Place
 from tailrace.kafka.reading import read
 from tailrace.kafka.sender import parts
 from tailrace.log import AppendRefused, AppendUnknown
@@ -97,6 +100,10 @@ class Life:
         self._count += 1
         return await self.put(decide.chunks(self.state.mark, self.id, f"w{id(self):x}{self._count}", [chunk]))
 
+    async def end(self) -> None:
+        assert self.state.mark is not None
+        await self.put(decide.finish(self.state.mark, self.id, f"e{id(self):x}", decide.ending("done", None, None)))
+
     async def delete(self) -> None:
         await self.put(decide.tombstone(self.state, self.id, f"d{id(self):x}"))
 
@@ -156,6 +163,160 @@ async def test_a_damaged_batch_is_counted_and_told_once_and_ends_its_stream(
             told = [record for record in caplog.records if "damaged" in record.message]
             assert len(told) == 1
             assert replay(await fresh.log.read("other"))[1] == [b"fine"]
+
+
+HEADS = {
+    "refused as corrupt": (8, b"\0\0\0\3"),  # a length that is none
+    "answered with nothing": (8, b"\x40\0\0\0"),  # a length beyond the file
+    "refused for a fault": (16, b"\0\1"),  # a version that was before there were batches, and a codec
+    "answered with offsets that cannot be": (0, b"\0\1"),
+}
+PADDING = bytes(5000)  # what follows is in the broker's index: damage before it does not matter
+
+
+def damage(server: KafkaServer, place: Place, content: bytes, at: int, by: bytes) -> None:
+    """Write over the head of the batch that has this content, on the broker's disk."""
+    segment = next(server.directory.rglob(f"{place}/*.log"))
+    data, start = segment.read_bytes(), 0
+    while content not in data[start : (end := start + 12 + struct.unpack_from(">i", data, start + 8)[0])]:
+        start = end
+    with segment.open("r+b") as file:
+        file.seek(start + at)
+        file.write(by)
+
+
+class Held:
+    """A process that asks for nothing new in the partitions that it follows, until it is told to."""
+
+    def __init__(self, broker: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go_on = asyncio.Event()
+        self._held = asyncio.Event()
+        self._request = broker.connection.request
+        monkeypatch.setattr(broker.connection, "request", self._ask)
+
+    async def _ask(self, node: int, request: Any, lane: int, timeout: float | None = None) -> Any:
+        if lane >= FOLLOW:
+            self._held.set()
+            await self.go_on.wait()
+        return await self._request(node, request, lane, timeout)
+
+    async def held(self, broker: Kafka, *places: Place) -> None:
+        """Answer the question that the broker has, and wait for the next one."""
+        for place in places:
+            await broker.sender.send(place, b"nobody", b"", [])
+        await self._held.wait()
+
+
+def told(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if what in record.getMessage()]
+
+
+@pytest.mark.parametrize(("at", "by"), HEADS.values(), ids=list(HEADS))
+async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
+    server: KafkaServer,
+    options: KafkaOptions,
+    at: int,
+    by: bytes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.WARNING, "tailrace.kafka")
+    async with opened(server, options) as writer, opened(server, options) as watcher, asyncio.timeout(PATIENCE):
+        place, behind_it = writer.names.all_records[0], asyncio.Event()
+        live, ended = await Life(writer, "live").begin(7, b"a"), await Life(writer, "ended").begin(8, b"b")
+        heard = await watcher.log.read("live")
+
+        def hear(stored: Stored) -> None:
+            heard.append(stored)
+            if b"behind it" in stored.record.chunks:
+                behind_it.set()
+
+        await watcher.log.follow("live", hear, lambda: None)
+        hold = Held(watcher, monkeypatch)
+        await hold.held(writer, place)
+        await live.word(b"to be damaged")
+        await ended.word(b"not served either")
+        await writer.sender.send(place, b"nobody", PADDING, [])
+        behind = await Life(writer, "behind").begin(9, b"c")
+        await live.word(b"behind it")
+        await ended.end()
+        damage(server, place, b"to be damaged", at, by)
+        hold.go_on.set()
+        await behind_it.wait()
+        assert replay(heard)[0].ending == TRIMMED
+        async with opened(server, options) as fresh:
+            for stream_id in ("live", "ended"):
+                found = await fresh.log._read(stream_id, fresh.claims.peek(stream_id), 0, ended.state.position)
+                assert replay(found)[0].ending == TRIMMED
+            await behind.word(b"d")
+            await Life(fresh, "new").begin(10, b"e")
+            for broker in (writer, watcher, fresh):
+                assert replay(await broker.log.read("behind"))[1] == [b"c", b"d"]
+                assert replay(await broker.log.read("new"))[1] == [b"e"]
+            assert watcher.log.skipped == 1
+            assert fresh.log.skipped > 0
+        assert len(caplog.records) == len(told(caplog, "damaged")) == 2  # one a process that met it
+
+
+@pytest.mark.parametrize("topic", ["claims", "runs"])
+async def test_a_table_survives_what_the_broker_cannot_serve(
+    server: KafkaServer, options: KafkaOptions, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tailrace.kafka.connection")
+    async with opened(server, options) as writer, asyncio.timeout(PATIENCE):
+        place = Place(f"{options.prefix}.{topic}", 0)
+        for stream_id in ("before", "damaged", "behind"):
+            await Life(writer, stream_id).begin(7, b"a")
+            await writer.runs.submit(Command(stream_id, "h", b"1", "bytes", "d"))
+            await writer.sender.send(place, b"padding", PADDING, [])
+        damage(server, place, b"damaged", *HEADS["refused as corrupt"])
+        async with opened(server, options) as fresh:
+            for stream_id in ("before", "behind"):
+                assert replay(await fresh.log.read(stream_id))[1] == [b"a"]
+                assert await fresh.runs.find(stream_id) is not None
+            assert (await fresh.log.last("damaged") is None) == (topic == "claims")
+            assert (await fresh.runs.find("damaged") is None) == (topic == "runs")
+            await Life(fresh, "new").begin(8, b"b")
+            assert replay(await writer.log.read("new"))[1] == [b"b"]
+        assert len(told(caplog, "damaged")) == 1
+
+
+async def test_a_partition_that_cannot_be_read_is_told_once_and_holds_nobody_up(
+    server: KafkaServer, options: KafkaOptions, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of the broker's that is seen at the end of a partition may be anything: it is asked again."""
+    caplog.set_level(logging.WARNING, "tailrace.kafka")
+    options = replace(options, partitions=2)
+    asked, served_from = asyncio.Semaphore(0), feeds_module.served_from
+
+    async def counted(connection: Connection, place: Place, offset: int) -> int:
+        try:
+            return await served_from(connection, place, offset)
+        finally:
+            asked.release()
+
+    monkeypatch.setattr(feeds_module, "served_from", counted)
+    async with opened(server, options) as writer, opened(server, options) as watcher, asyncio.timeout(PATIENCE):
+        ids = {writer.names.records(f"s{number}"): f"s{number}" for number in range(100)}
+        bad, good = writer.names.all_records
+        lives = {place: await Life(writer, ids[place]).begin(7, b"a") for place in (bad, good)}
+        for place in (bad, good):
+            await watcher.log.read(ids[place])
+        hold = Held(watcher, monkeypatch)
+        await hold.held(writer, bad, good)
+        await lives[bad].word(b"to be damaged")
+        damage(server, bad, b"to be damaged", *HEADS["refused for a fault"])
+        hold.go_on.set()
+        for _ in range(3):
+            await asked.acquire()
+            await lives[good].word(b"b")
+            assert (await watcher.log._tracks.current(ids[good])).position == lives[good].state.position
+        assert len(caplog.records) == len(told(caplog, "cannot be read")) == 1
+        await writer.sender.send(bad, b"nobody", PADDING, [])
+        await lives[bad].word(b"behind it")
+        feed = watcher.feeds._feeds[bad]
+        await feed.passed(lives[bad].state.position)
+        assert replay(await watcher.log._read(ids[bad], None, 0, lives[bad].state.position))[0].ending is not None
 
 
 async def test_what_freed_an_id_is_known_when_its_own_messages_are_too_old_to_be_kept(

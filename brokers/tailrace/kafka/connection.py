@@ -280,7 +280,8 @@ class Connection:
         return trouble
 
     async def fetch(self, place: Place, offset: int, max_bytes: int) -> Fetched:
-        """What there is from ``offset`` on, at least one batch, at once. Raises `BrokerUnavailable`."""
+        """What there is from ``offset`` on, at least one batch, at once; or, as the answer's error, that the offset is
+        out of range or the batch damaged. Raises `BrokerError`."""
         lane = READ + place.partition % READ_LANES
         deadline = asyncio.get_running_loop().time() + self.options.request_timeout
         while True:
@@ -292,7 +293,7 @@ class Connection:
                 raise BrokerUnavailable(str(error)) from None
             fetched = next(iter(fetched_of(answer).values()))
             if fetched.error not in refusals.MOVED or asyncio.get_running_loop().time() > deadline:
-                if fetched.error not in (0, refusals.OFFSET_OUT_OF_RANGE):
+                if fetched.error not in (0, refusals.OFFSET_OUT_OF_RANGE, *refusals.DAMAGED):
                     raise refusals.of(fetched.error, f"read of {place} at {self}")
                 return fetched
             await self.relearn()

@@ -9,7 +9,8 @@ Rules. Positions are a feed's own: after a failure it goes on where it was. But 
 other records there now, or none: so after a failure the last record that was seen is read again, and if it is not the
 same, or the broker no longer holds the place, the feed hears `lost` (what there is now: the first offset and the end),
 and goes on where that says. A feed is doubted from the failure until then, each for itself: its node may be the
-only one that is away. `take`, `lost` and `on_back` must neither block nor raise.
+only one that is away. `take`, `lost` and `on_back` must neither block nor raise. A partition that alone refuses to be
+read is on no lane until it is mended: what cannot be read is passed over, as `reading` says.
 
 What this process stored itself directly behind a feed's position is taken when the broker confirms it: all replicas
 have it then, and nothing is between. So a process that alone writes to a partition need not wait for its own records,
@@ -28,13 +29,15 @@ from aiokafka.protocol.offset import OffsetResetStrategy
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place
-from tailrace.kafka.reading import Batch, Raw, Sent, batches_of
+from tailrace.kafka.reading import Batch, Raw, Sent, batches_of, first_of, is_same, refused, served_from
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import BUSY, SPACING, Item
 from tailrace.kafka.sessions import Session
 
 Lost = Callable[[int, int], int]
 REST = 0.005  # seconds that a lane asks for nothing after an answer that held nothing new
+SILENCE = Fetched(0, 0, 0, b"")  # of a broker about a partition, where it has nothing new to say
+LONGEST_PAUSE = 2.0  # seconds between two tries to read a partition that alone cannot be read
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Feed:
         self.lost = lost
         self.hurry = hurry
         self.wanted = 0
+        self.high = 0  # the end that the broker told last, not earlier than what it gave
         self.doubted = False
         self.on_back: Callable[[], None] | None = None  # hears that it goes on after a failure
         self.last: Raw | None = None
@@ -118,6 +122,7 @@ class Feeds:
         self._placing: asyncio.Task[None] | None = None
         self._feeds: dict[Place, Feed] = {}
         self._resting: set[asyncio.Future[None]] = set()
+        self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
         self.away = False
 
@@ -222,9 +227,10 @@ class Feeds:
                     await self._failed(lane, error)
                     continue
                 moved, lane.given, lane.taken = False, 0, 0
-                for place, fetched in (lane.session.answered(answer) or {}).items():
-                    if (feed := feeds[place]) is lane.feeds.get(place):
-                        moved |= await self._took(lane, feed, fetched)
+                answered = lane.session.answered(answer) or {}
+                for place, feed in feeds.items():
+                    if feed is lane.feeds.get(place) and (place in answered or feed.position < feed.high):
+                        moved |= await self._took(lane, feed, answered.get(place) or SILENCE._replace(high=feed.high))
                 self._answered_again()
                 if moved:
                     await asyncio.sleep(RETRY_PAUSE)
@@ -286,23 +292,28 @@ class Feeds:
         """Take what a partition gave. True where it is to be looked for elsewhere."""
         if fetched.error in refusals.MOVED:
             return True
-        if fetched.error == refusals.OFFSET_OUT_OF_RANGE:
-            if feed.unanchored and not feed.doubted:
-                feed.unanchored = False  # the last record is too old to be kept
-            else:
-                await self._restart(feed)
+        is_gone, is_refused = fetched.error == refusals.OFFSET_OUT_OF_RANGE, refused(fetched, feed.asks_from)
+        if (is_gone or is_refused) and feed.unanchored and not feed.doubted:
+            feed.unanchored = False  # the last record is too old to be kept, or damaged
             return False
-        if fetched.error:
-            _log.warning("%s", refusals.of(fetched.error, f"read of {feed.place} at {self._connection}"))
-            return True
+        if is_gone:
+            await self._restart(feed)
+            return False
+        if fetched.error or is_refused:
+            feed.high = 0
+            del lane.feeds[feed.place]
+            self._mending.add(task := asyncio.create_task(self._mend(feed), name=f"tailrace-mend-{feed.place}"))
+            task.add_done_callback(self._mending.discard)
+            return False
         if feed.doubted and (feed.unanchored or not self._is_the_same(feed, fetched)):
             await self._restart(feed, fetched.high)
             return False
         if feed.unanchored:
-            feed.last, feed.unanchored = _first(fetched, feed.position - 1), False
+            feed.last, feed.unanchored = first_of(fetched, feed.position - 1), False
         self._trust(feed)
+        feed.high = fetched.high
         lane.given += len(fetched.data)
-        for batch in batches_of(fetched.data, feed.position):
+        for batch in batches_of(fetched.data, feed.position, fetched.high):
             if batch.unreadable is not None:
                 self._connection.damage(feed.place, batch.unreadable)
             if batch.records:
@@ -311,13 +322,36 @@ class Feeds:
             feed.took(batch)
         return False
 
+    async def _mend(self, feed: Feed) -> None:
+        """Go on where a partition that refuses to be read can be; the others do not wait for that."""
+        pause, told = RETRY_PAUSE, False
+        while self._feeds.get(feed.place) is feed and not self._closed:
+            start = feed.asks_from
+            try:
+                found = await served_from(self._connection, feed.place, start)
+            except BrokerError as error:
+                feed.doubted |= isinstance(error, BrokerUnavailable)
+                if not told:
+                    _log.warning("a partition cannot be read: %s", error)
+                pause, told = min(2 * pause, LONGEST_PAUSE), True
+                await asyncio.sleep(pause)
+                continue
+            if feed.doubted and start < min(found, feed.position):
+                await self._restart(feed)
+            elif feed.position < found:
+                self._connection.damage(feed.place, (feed.position, found))
+                feed.took(Batch([], found, (feed.position, found)))
+            if self._feeds.get(feed.place) is feed:
+                self._place(feed)
+            return
+
     @staticmethod
     def _is_the_same(feed: Feed, fetched: Fetched) -> bool:
         """Whether the broker still has the last record that was seen, where it was."""
         if feed.last is None:
             return fetched.high >= feed.position
-        found = _first(fetched, feed.last.offset)
-        return found is not None and _same(found, feed.last)
+        found = first_of(fetched, feed.last.offset)
+        return found is not None and is_same(found, feed.last)
 
     @staticmethod
     def _trust(feed: Feed) -> None:
@@ -352,7 +386,7 @@ class Feeds:
     async def close(self) -> None:
         """Stop. A second call does nothing."""
         self._closed = True
-        tasks = [lane.task for lane in self._lanes if lane.task is not None]
+        tasks = [*self._mending, *(lane.task for lane in self._lanes if lane.task is not None)]
         if self._placing is not None:
             tasks.append(self._placing)
         for task in tasks:
@@ -364,21 +398,3 @@ class Feeds:
 def _wake(rest: asyncio.Future[None]) -> None:
     if not rest.done():
         rest.set_result(None)
-
-
-def _first(fetched: Fetched, offset: int) -> Raw | None:
-    """The first record from ``offset`` on."""
-    for batch in batches_of(fetched.data, offset):
-        for raw in batch.records:
-            return raw
-    return None
-
-
-def _same(one: Raw, other: Raw) -> bool:
-    return (one.offset, one.timestamp, one.key, one.value, one.headers) == (
-        other.offset,
-        other.timestamp,
-        other.key,
-        other.value,
-        other.headers,
-    )

@@ -9,6 +9,8 @@ from aiokafka import errors
 from tailrace.errors import BrokerError, BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
 
 OFFSET_OUT_OF_RANGE = 1
+UNKNOWN = -1  # some fault of the broker's; a batch whose version is damaged is one
+DAMAGED = frozenset({2, UNKNOWN})
 # the partition is led by another node, or by nobody yet: ask again, elsewhere
 MOVED = frozenset({3, 5, 6, 9, 13, 56, 74, 75, 78})
 NOT_STORED = MOVED | {19}  # too few replicas are in sync: refused before it was written
