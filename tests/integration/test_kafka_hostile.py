@@ -258,6 +258,28 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
         assert len(caplog.records) == len(told(caplog, "damaged")) == 2  # one a process that met it
 
 
+async def test_an_ending_that_cannot_be_read_is_taken_from_its_copy(server: KafkaServer, options: KafkaOptions) -> None:
+    async with opened(server, options) as writer, asyncio.timeout(PATIENCE):
+        life = await Life(writer).begin(7, b"one ", b"two")
+        await life.end()
+        last = await writer.log.last("s")
+        assert last is not None
+        await writer.claims.copy(last)
+        damage(server, writer.names.all_records[0], last.record.nonce.encode(), 17, b"\xff\xff\xff\xff")  # its checksum
+        async with opened(server, options) as fresh:
+            await fresh.log.follow("s", lambda stored: None, lambda: None)  # by a track, and
+            found = await fresh.log.read("s")
+            assert fresh.log.skipped == 1
+            assert replay(found) == replay(await writer.log.read("s"))
+            assert replay(found)[1] == [b"one ", b"two"]
+            assert replay(found)[0].ending == last.record.ending
+            assert (await fresh.log.last("s")) == last
+        async with opened(server, options) as other:
+            found = await other.log.read("s")  # by the table
+            assert other.log.skipped == 1
+            assert replay(found)[0].ending == last.record.ending
+
+
 @pytest.mark.parametrize("topic", ["claims", "runs"])
 async def test_a_table_survives_what_the_broker_cannot_serve(
     server: KafkaServer, options: KafkaOptions, topic: str, caplog: pytest.LogCaptureFixture

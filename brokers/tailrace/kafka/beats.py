@@ -9,7 +9,8 @@ from aiokafka.protocol.offset import OffsetResetStrategy
 
 from tailrace.errors import BrokerUnavailable
 from tailrace.kafka.connection import Connection
-from tailrace.kafka.feeds import Feed, Feeds
+from tailrace.kafka.feed import Feed
+from tailrace.kafka.feeds import Feeds
 from tailrace.kafka.reading import Batch, read
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import Sender

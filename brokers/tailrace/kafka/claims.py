@@ -41,7 +41,8 @@ from aiokafka.protocol.offset import OffsetResetStrategy
 from tailrace.decide import ends_a_life
 from tailrace.errors import BrokerUnavailable, CorruptRecord, RecordError
 from tailrace.kafka.connection import Connection, Place
-from tailrace.kafka.feeds import Feed, Feeds, Lost
+from tailrace.kafka.feed import Feed, Lost
+from tailrace.kafka.feeds import Feeds
 from tailrace.kafka.reading import Batch, Raw
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import Ack, Headers, Sender

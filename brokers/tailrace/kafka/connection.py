@@ -202,8 +202,10 @@ class Connection:
     def hang_up(self, node: int, lane: int) -> None:
         """Close a connection that answers no more, or whose answer nobody awaits."""
         connection = self._client._conns.get((node, lane))
-        if connection is not None:
+        if connection is not None and connection._writer is not None:
+            socket = connection._writer.transport
             connection.close()
+            socket.abort()  # by TLS a goodbye would wait for the answer
 
     async def ends(self, places: Sequence[Place]) -> list[int]:
         """The offset behind the last readable record of each partition, as its leader has it after this call began.
@@ -291,8 +293,13 @@ class Connection:
                 answer = await self.request(node, request, lane)
             except Unanswered as error:
                 raise BrokerUnavailable(str(error)) from None
-            fetched = next(iter(fetched_of(answer).values()))
-            if fetched.error not in refusals.MOVED or asyncio.get_running_loop().time() > deadline:
+            fetched, is_late = fetched_of(answer).get(place), asyncio.get_running_loop().time() > deadline
+            if fetched is None:  # the user's quota is used up: nothing is answered now
+                if is_late:
+                    raise BrokerUnavailable(f"{place} at {self} is not read: a quota throttles this user")
+                await asyncio.sleep(max(answer.throttle_time_ms / 1000, RETRY_PAUSE))
+                continue
+            if fetched.error not in refusals.MOVED or is_late:
                 if fetched.error not in (0, refusals.OFFSET_OUT_OF_RANGE, *refusals.DAMAGED):
                     raise refusals.of(fetched.error, f"read of {place} at {self}")
                 return fetched

@@ -29,77 +29,17 @@ from aiokafka.protocol.offset import OffsetResetStrategy
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place
-from tailrace.kafka.reading import Batch, Raw, Sent, batches_of, first_of, is_same, refused, served_from
+from tailrace.kafka.feed import Feed, Lost
+from tailrace.kafka.reading import Batch, Sent, batches_of, first_of, is_same, refused, served_from
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import BUSY, SPACING, Item
 from tailrace.kafka.sessions import Session
 
-Lost = Callable[[int, int], int]
 REST = 0.005  # seconds that a lane asks for nothing after an answer that held nothing new
 SILENCE = Fetched(0, 0, 0, b"")  # of a broker about a partition, where it has nothing new to say
 LONGEST_PAUSE = 2.0  # seconds between two tries to read a partition that alone cannot be read
 
 _log = logging.getLogger(__name__)
-
-
-class Feed:
-    """One followed partition. ``position`` is the offset that comes next, ``wanted`` the highest that was waited for;
-    ``hurry`` is called where somebody begins to wait."""
-
-    def __init__(
-        self, place: Place, position: int, take: Callable[[Batch], None], lost: Lost, hurry: Callable[[], None]
-    ) -> None:
-        self.place = place
-        self.position = position
-        self.take = take
-        self.lost = lost
-        self.hurry = hurry
-        self.wanted = 0
-        self.high = 0  # the end that the broker told last, not earlier than what it gave
-        self.doubted = False
-        self.on_back: Callable[[], None] | None = None  # hears that it goes on after a failure
-        self.last: Raw | None = None
-        self.unanchored = False  # it began behind records that it has not seen the last of
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-
-    @property
-    def asks_from(self) -> int:
-        """The offset to ask from: before the position where the last record is to be seen, or seen again."""
-        if self.doubted and self.last is not None:
-            return self.last.offset
-        return self.position - 1 if self.unanchored else self.position
-
-    async def passed(self, offset: int) -> None:
-        """Return when everything before ``offset`` was taken."""
-        if self.position < offset:
-            waiter = (offset, asyncio.get_running_loop().create_future())
-            self._waiters.append(waiter)
-            self.want(offset)
-            try:
-                await waiter[1]
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-
-    def want(self, offset: int) -> None:
-        """There is something before ``offset`` that somebody waits for."""
-        self.wanted = max(self.wanted, offset)
-        self.hurry()
-
-    def took(self, batch: Batch) -> None:
-        """Take what comes next."""
-        if batch.records:
-            self.last = batch.records[-1]
-        self.take(batch)
-        self.moved(batch.next_offset)
-
-    def moved(self, position: int) -> None:
-        self.position = position
-        if self._waiters:
-            for waiter in [waiter for waiter in self._waiters if waiter[0] <= position]:
-                self._waiters.remove(waiter)
-                if not waiter[1].done():
-                    waiter[1].set_result(None)
 
 
 class _Lane:
@@ -303,7 +243,7 @@ class Feeds:
             feed.high = 0
             del lane.feeds[feed.place]
             self._mending.add(task := asyncio.create_task(self._mend(feed), name=f"tailrace-mend-{feed.place}"))
-            task.add_done_callback(self._mending.discard)
+            task.add_done_callback(lambda done: self._mended(feed, done))
             return False
         if feed.doubted and (feed.unanchored or not self._is_the_same(feed, fetched)):
             await self._restart(feed, fetched.high)
@@ -341,9 +281,14 @@ class Feeds:
             elif feed.position < found:
                 self._connection.damage(feed.place, (feed.position, found))
                 feed.took(Batch([], found, (feed.position, found)))
-            if self._feeds.get(feed.place) is feed:
-                self._place(feed)
             return
+
+    def _mended(self, feed: Feed, task: asyncio.Task[None]) -> None:
+        self._mending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a partition was not mended", exc_info=error)
+        if self._feeds.get(feed.place) is feed:
+            self._place(feed)
 
     @staticmethod
     def _is_the_same(feed: Feed, fetched: Fetched) -> bool:

@@ -181,7 +181,7 @@ class KafkaLog:
         start = start_of(entry) if entry is not None else 0
         if after > start:
             chain.last, start, found = after, after, []
-        found += await self._tracks.read(stream_id, chain, start, up_to)
+        found += await self._tracks.read(stream_id, chain, start, up_to, entry)
         return [stored for stored in found if stored.position > after]
 
     async def _current(self, stream_id: str) -> Track:

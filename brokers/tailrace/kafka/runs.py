@@ -35,7 +35,8 @@ from tailrace.command_wire import REASON, encode_command
 from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, RunTooLarge
 from tailrace.kafka.connection import Connection, Place
-from tailrace.kafka.feeds import Feed, Feeds, Lost
+from tailrace.kafka.feed import Feed, Lost
+from tailrace.kafka.feeds import Feeds
 from tailrace.kafka.reading import Batch
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.run_table import Message, Queued, RunTable

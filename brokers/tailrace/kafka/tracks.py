@@ -26,7 +26,8 @@ from tailrace.errors import BrokerUnavailable, CorruptRecord
 from tailrace.kafka.chain import Chain
 from tailrace.kafka.claims import Claims, Entry
 from tailrace.kafka.connection import Connection, Place
-from tailrace.kafka.feeds import Feed, Feeds
+from tailrace.kafka.feed import Feed
+from tailrace.kafka.feeds import Feeds
 from tailrace.kafka.reading import Batch, Raw, read
 from tailrace.kafka.topics import Names
 from tailrace.kafka.track import Track
@@ -165,7 +166,7 @@ class Tracks:
             entry = await self._claims.current(track.stream_id)
             chain, found = self.chain_of(entry)
             if entry is not None and entry.gone is None:
-                found += await self.read(track.stream_id, chain, start_of(entry), position)
+                found += await self.read(track.stream_id, chain, start_of(entry), position, entry)
             if track.beginning == beginning:
                 break
         track.begin(chain, found)
@@ -196,9 +197,11 @@ class Tracks:
             return Chain(entry.base, self.skip), [entry.before.stored()]
         return Chain(0 if entry.base == 0 else None, self.skip), []
 
-    async def read(self, stream_id: str, chain: Chain, start: int, end: int) -> list[Stored]:
-        """What counts of the stream from offset ``start`` to before ``end``. Raises `BrokerUnavailable`,
-        `UnsupportedRecord`."""
+    async def read(
+        self, stream_id: str, chain: Chain, start: int, end: int, entry: Entry | None = None
+    ) -> list[Stored]:
+        """What counts of the stream from offset ``start`` to before ``end``; an ending that cannot be read is taken
+        from its copy in ``entry``. Raises `BrokerUnavailable`, `UnsupportedRecord`."""
         key, found = stream_id.encode(), []
         place = self._names.records(stream_id)
         async for batch in read(self._connection, place, start, end):
@@ -210,6 +213,10 @@ class Tracks:
             if batch.unreadable is not None:
                 chain.miss(*batch.unreadable)
         chain.settle()
+        copy = entry.end if entry is not None else None
+        if copy is not None and chain.last is not None and chain.last < copy.position <= end:
+            found.append(copy.stored(chain.last))
+            chain.last = copy.position
         return found
 
     async def scan(self, entries: Mapping[str, Entry]) -> AsyncIterator[Stored]:
