@@ -87,8 +87,7 @@ class Track:
                 waiting.set_exception(AppendRefused("another record came first"))
             return
         self.last = stored
-        if self.history is not None:
-            self._keep(stored)
+        self._keep(stored)
         if waiting is not None and not waiting.done():
             waiting.set_result(stored.position)
         for deliver in tuple(self.followers):
@@ -97,7 +96,9 @@ class Track:
             self.partition.tracks.ended(stored)
 
     def _keep(self, stored: Stored) -> None:
-        assert self.history is not None
+        """Remember it, unless there was too much to remember already."""
+        if self.history is None:
+            return
         self.history.append(stored)
         self._history_bytes += sum(map(len, stored.record.chunks))
         if self._history_bytes > HISTORY_BYTES and len(self.history) > 1:

@@ -35,6 +35,19 @@ class ReaderContract(StoreKit):
         seen = {tuple((entry.chunk, entry.cursor) for entry in result) for result in results}
         assert len(seen) == 1
 
+    async def test_a_stream_of_many_megabytes_is_read_whole(self, store: StreamStore, other: StreamStore) -> None:
+        parts = [b"%03d" % number * 60_000 for number in range(50)]
+        lease = await lease_of(store, "a")
+        for part in parts[:40]:
+            await within(store.append("a", part, lease))
+        reading = asyncio.create_task(chunks(other, "a"))  # it comes when much is there, and follows
+        for part in parts[40:]:
+            await within(store.append("a", part, lease))
+        await within(store.finalize("a", "done", None, lease))
+        assert await within(reading) == parts
+        for each in (store, other):
+            assert await chunks(each, "a") == parts
+
     async def test_closing_a_read_early_is_no_error(self, store: StreamStore, other: StreamStore) -> None:
         lease = await lease_of(store, "a")
         await within(store.extend("a", [b"1", b"2", b"3"], lease))
