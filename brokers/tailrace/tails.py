@@ -194,6 +194,10 @@ class Tails:
                 if sealed is not None and sealed[0].position == last.position:
                     tail.restore(*sealed)
                     return
+                tail.load(await self._log.read(stream_id))
+                if tail.ending is not None and tail.state.position == last.position:
+                    self._sealer.offer(stream_id, tail.state.entries)
+                    return  # what ended is not followed
             attached.following = await self._log.follow(stream_id, tail.feed, lambda: self._fill(attached))
             attached.doubted = False
             tail.load(await self._log.read(stream_id))
