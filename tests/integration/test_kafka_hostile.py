@@ -16,7 +16,6 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
-from tailrace import decide
 from tailrace._ports import choose_port
 from tailrace.command_wire import encode_command
 from tailrace.contracts import Command
@@ -31,16 +30,16 @@ from tailrace.kafka.connection import FOLLOW, Connection, Place
 from tailrace.kafka.reading import read
 from tailrace.kafka.sender import parts
 from tailrace.log import AppendRefused, AppendUnknown
-from tailrace.model import Claim, Incarnation, Status
-from tailrace.records import Record, Stored
+from tailrace.model import Incarnation, Status
+from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaCluster, KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.lives import Life
 from tailrace.testing.worlds import replay
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 60.0
-CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
 DEEP = b"[" * 100_000
 
 
@@ -73,39 +72,6 @@ async def trim(broker: Kafka, place: Place, before: int) -> None:
         await admin.delete_records({TopicPartition(*place): RecordsToDelete(before)})
     finally:
         await admin.close()
-
-
-class Life:
-    """A stream as one process writes it."""
-
-    def __init__(self, broker: Kafka, stream_id: str = "s") -> None:
-        self.log, self.id = broker.log, stream_id
-        self.state = State()
-        self._count = 0
-
-    async def put(self, record: Record | None) -> Stored:
-        assert record is not None
-        stored = Stored(await self.log.append(record, self.state.position), -1, self.log.now_ms(), record)
-        self.state, _ = fold(self.state, stored)
-        return stored
-
-    async def begin(self, owner: int, *chunks: bytes) -> Life:
-        await self.put(decide.claim(self.state, self.id, owner, CLAIM))
-        for chunk in chunks:
-            await self.word(chunk)
-        return self
-
-    async def word(self, chunk: bytes) -> Stored:
-        assert self.state.mark is not None
-        self._count += 1
-        return await self.put(decide.chunks(self.state.mark, self.id, f"w{id(self):x}{self._count}", [chunk]))
-
-    async def end(self) -> None:
-        assert self.state.mark is not None
-        await self.put(decide.finish(self.state.mark, self.id, f"e{id(self):x}", decide.ending("done", None, None)))
-
-    async def delete(self) -> None:
-        await self.put(decide.tombstone(self.state, self.id, f"d{id(self):x}"))
 
 
 FOREIGN = {
@@ -146,8 +112,8 @@ async def test_a_damaged_batch_is_counted_and_told_once_and_ends_its_stream(
 ) -> None:
     caplog.set_level(logging.WARNING, "tailrace.kafka")
     async with opened(server, options) as broker:
-        await Life(broker, "other").begin(8, b"fine")
-        life = await Life(broker).begin(7, b"first", b"to be damaged", b"behind it")
+        await Life(broker, "other").begin(b"fine", owner=8)
+        life = await Life(broker).begin(b"first", b"to be damaged", b"behind it")
         segment = next(server.directory.rglob(f"{options.prefix}.chunks-0/*.log"))
         with segment.open("r+b") as file:
             file.seek(segment.read_bytes().index(b"to be damaged"))
@@ -223,7 +189,7 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
     caplog.set_level(logging.WARNING, "tailrace.kafka")
     async with opened(server, options) as writer, opened(server, options) as watcher, asyncio.timeout(PATIENCE):
         place, behind_it = writer.names.all_records[0], asyncio.Event()
-        live, ended = await Life(writer, "live").begin(7, b"a"), await Life(writer, "ended").begin(8, b"b")
+        live, ended = await Life(writer, "live").begin(b"a"), await Life(writer, "ended").begin(b"b", owner=8)
         heard = await watcher.log.read("live")
 
         def hear(stored: Stored) -> None:
@@ -237,7 +203,7 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
         await live.word(b"to be damaged")
         await ended.word(b"not served either")
         await writer.sender.send(place, b"nobody", PADDING, [])
-        behind = await Life(writer, "behind").begin(9, b"c")
+        behind = await Life(writer, "behind").begin(b"c", owner=9)
         await live.word(b"behind it")
         await ended.end()
         damage(server, place, b"to be damaged", at, by)
@@ -249,7 +215,7 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
                 found = await fresh.log._read(stream_id, fresh.claims.peek(stream_id), 0, ended.state.position)
                 assert replay(found)[0].ending == TRIMMED
             await behind.word(b"d")
-            await Life(fresh, "new").begin(10, b"e")
+            await Life(fresh, "new").begin(b"e", owner=10)
             for broker in (writer, watcher, fresh):
                 assert replay(await broker.log.read("behind"))[1] == [b"c", b"d"]
                 assert replay(await broker.log.read("new"))[1] == [b"e"]
@@ -260,7 +226,7 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
 
 async def test_an_ending_that_cannot_be_read_is_taken_from_its_copy(server: KafkaServer, options: KafkaOptions) -> None:
     async with opened(server, options) as writer, asyncio.timeout(PATIENCE):
-        life = await Life(writer).begin(7, b"one ", b"two")
+        life = await Life(writer).begin(b"one ", b"two")
         await life.end()
         last = await writer.log.last("s")
         assert last is not None
@@ -288,7 +254,7 @@ async def test_a_table_survives_what_the_broker_cannot_serve(
     async with opened(server, options) as writer, asyncio.timeout(PATIENCE):
         place = Place(f"{options.prefix}.{topic}", 0)
         for stream_id in ("before", "damaged", "behind"):
-            await Life(writer, stream_id).begin(7, b"a")
+            await Life(writer, stream_id).begin(b"a")
             await writer.runs.submit(Command(stream_id, "h", b"1", "bytes", "d"))
             await writer.sender.send(place, b"padding", PADDING, [])
         damage(server, place, b"damaged", *HEADS["refused as corrupt"])
@@ -298,7 +264,7 @@ async def test_a_table_survives_what_the_broker_cannot_serve(
                 assert await fresh.runs.find(stream_id) is not None
             assert (await fresh.log.last("damaged") is None) == (topic == "claims")
             assert (await fresh.runs.find("damaged") is None) == (topic == "runs")
-            await Life(fresh, "new").begin(8, b"b")
+            await Life(fresh, "new").begin(b"b", owner=8)
             assert replay(await writer.log.read("new"))[1] == [b"b"]
         assert len(told(caplog, "damaged")) == 1
 
@@ -321,7 +287,7 @@ async def test_a_partition_that_cannot_be_read_is_told_once_and_holds_nobody_up(
     async with opened(server, options) as writer, opened(server, options) as watcher, asyncio.timeout(PATIENCE):
         ids = {writer.names.records(f"s{number}"): f"s{number}" for number in range(100)}
         bad, good = writer.names.all_records
-        lives = {place: await Life(writer, ids[place]).begin(7, b"a") for place in (bad, good)}
+        lives = {place: await Life(writer, ids[place]).begin(b"a") for place in (bad, good)}
         for place in (bad, good):
             await watcher.log.read(ids[place])
         hold = Held(watcher, monkeypatch)
@@ -346,11 +312,11 @@ async def test_what_freed_an_id_is_known_when_its_own_messages_are_too_old_to_be
 ) -> None:
     """The id's second life is young, and what ended the first is trimmed from both topics."""
     async with opened(server, options) as writer:
-        life = await Life(writer).begin(7, b"old")
+        life = await Life(writer).begin(b"old")
         await life.delete()
         until_copy = await writer.connection.end(writer.names.all_claims[0])
         gone = life.state.position
-        await life.begin(8, b"new")
+        await life.begin(b"new", owner=8)
         await trim(writer, writer.names.all_claims[0], until_copy)
         await trim(writer, writer.names.all_records[0], gone)
         await life.word(b"er")
@@ -372,12 +338,12 @@ async def test_an_old_opening_that_nobody_used_is_made_anew(
         await writer.sender.send(writer.names.all_records[0], b"filler", b"", [])
         until = await writer.connection.end(writer.names.all_claims[0])
         monkeypatch.setattr(claims_module, "FRESH_MS", -1)  # as if it were long ago
-        life = await Life(writer).begin(7, b"a")
+        life = await Life(writer).begin(b"a")
         await trim(writer, writer.names.all_claims[0], until)
         await trim(writer, writer.names.all_records[0], 1)
         async with opened(server, options) as fresh:
             with pytest.raises(AppendRefused):
-                await Life(fresh).begin(9)
+                await Life(fresh).begin(owner=9)
             state, chunks = replay(await fresh.log.read("s"))
             assert (state.incarnation, chunks) == (Incarnation(1, 7), [b"a"])
         await life.word(b"b")
@@ -386,17 +352,17 @@ async def test_an_old_opening_that_nobody_used_is_made_anew(
 async def test_what_the_table_forgets_is_not_remembered_by_a_track(server: KafkaServer, options: KafkaOptions) -> None:
     """Else the process that remembers and one that does not would both find the id free, each behind another record."""
     async with opened(server, options) as remembers, opened(server, options) as forgets:
-        life = await Life(remembers).begin(7)
+        life = await Life(remembers).begin()
         await life.delete()
         assert await remembers.log.last("s") is not None
         for broker in (remembers, forgets):
             await broker.claims.refresh()
             broker.claims._forget_old(1 << 60)
-        first = await Life(forgets).begin(8, b"a")
+        first = await Life(forgets).begin(b"a", owner=8)
         late = Life(remembers)
         late.state = life.state
         with pytest.raises((AppendRefused, TailraceError)):
-            await late.begin(9)
+            await late.begin(owner=9)
         for broker in (remembers, forgets):
             state, chunks = replay(await broker.log.read("s"))
             assert (state.incarnation, chunks) == (Incarnation(1, 8), [b"a"])
@@ -412,7 +378,7 @@ async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
             await writer.sender.send(writer.names.all_records[0], b"filler", b"", [])
         await trim(writer, writer.names.all_records[0], 2)
         track = await reader.log._tracks.get("s")
-        await Life(writer).begin(7, b"a")
+        await Life(writer).begin(b"a")
         await reader.log._tracks.current("s")
         track.forget_history()
         reader.claims._entries.pop("s", None)
@@ -430,7 +396,7 @@ async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
 
 async def test_a_stream_whose_head_is_gone_is_listed(server: KafkaServer, options: KafkaOptions) -> None:
     async with opened(server, options) as writer:
-        life = await Life(writer).begin(7, b"a", b"b")
+        life = await Life(writer).begin(b"a", b"b")
         await trim(writer, writer.names.all_records[0], life.state.position - 1)
         async with opened(server, options) as fresh:
             found = [stored async for stored in fresh.log.lasts()]
@@ -442,7 +408,7 @@ async def test_a_broker_that_comes_back_on_another_port_is_found(tmp_path: Path)
         small = KafkaOptions(partitions=1, claims_partitions=1)
         broker = await open_kafka(server.url, options=small, url_source=lambda: server.url)
         try:
-            life = await Life(broker).begin(7, b"a")
+            life = await Life(broker).begin(b"a")
             server.kill()
             server.port = choose_port(None, None)
             server.start()

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from aiokafka.structs import TopicPartition
 
 from tailrace import decide
 from tailrace._ports import choose_port
+from tailrace.commit import new_nonce
 from tailrace.errors import BrokerFailed, ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
 from tailrace.fold import DELETED, EXPIRED, State, fold
 from tailrace.kafka import KafkaOptions
@@ -27,11 +27,12 @@ from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import Place
 from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused, AppendUnknown
-from tailrace.model import Claim, Ending, Incarnation, Role, Status
+from tailrace.model import Ending, Incarnation, Role, Status
 from tailrace.records import Record, Stored
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.kit import until_ending
+from tailrace.testing.lives import Life, claim, word
 from tailrace.testing.worlds import replay
 from tailrace.writer import MAX_CHUNKS_A_RECORD
 
@@ -39,9 +40,7 @@ pytestmark = pytest.mark.slow
 
 PATIENCE = 60.0
 OPTIONS = KafkaOptions(prefix="log", partitions=2, claims_partitions=1)
-CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
 LOST = Ending(Status.PRODUCER_LOST, "producer-lost", "a test took it over")
-_numbers = count(1)
 
 
 @pytest.fixture(scope="module")
@@ -80,54 +79,6 @@ async def broker(server: KafkaServer) -> AsyncIterator[Kafka]:
 async def other(server: KafkaServer) -> AsyncIterator[Kafka]:
     async with opened(server) as broker:
         yield broker
-
-
-def nonce() -> str:
-    return f"t{next(_numbers)}"
-
-
-def claim(stream_id: str, state: State = State(), owner: int = 7) -> Record:  # a state never changes
-    record = decide.claim(state, stream_id, owner, CLAIM)
-    assert record is not None
-    return record
-
-
-def word(state: State, stream_id: str, chunk: bytes = b"word ") -> Record:
-    assert state.mark is not None
-    return decide.chunks(state.mark, stream_id, nonce(), [chunk])
-
-
-def fold_all(records: list[Stored]) -> State:
-    state = State()
-    for stored in records:
-        state, _ = fold(state, stored)
-    return state
-
-
-class Life:
-    """A stream as one process writes it."""
-
-    def __init__(self, broker: Kafka, stream_id: str) -> None:
-        self.log = broker.log
-        self.id = stream_id
-        self.state = State()
-
-    async def put(self, record: Record | None) -> Stored:
-        assert record is not None
-        position = await self.log.append(record, self.state.position)
-        stored = Stored(position, -1, self.log.now_ms(), record)
-        self.state, _ = fold(self.state, stored)
-        return stored
-
-    async def begin(self, *chunks: bytes, owner: int = 7) -> Life:
-        await self.put(claim(self.id, self.state, owner))
-        for chunk in chunks:
-            await self.put(word(self.state, self.id, chunk))
-        return self
-
-    async def look(self) -> State:
-        self.state = fold_all(await self.log.read(self.id))
-        return self.state
 
 
 def texts(records: list[Stored]) -> list[bytes]:
@@ -188,7 +139,7 @@ async def test_a_winner_that_wakes_after_delete_and_re_acquire_adds_nothing(
     asleep = word(first.state, unique, b"zombie")
     second = Life(other, unique)
     await second.look()
-    await second.put(decide.tombstone(second.state, unique, nonce()))
+    await second.put(decide.tombstone(second.state, unique, new_nonce()))
     await second.begin(b"new", owner=8)
     with pytest.raises(AppendRefused):
         await broker.log.append(asleep, first.state.position)
@@ -205,9 +156,9 @@ async def test_a_winner_that_wakes_after_delete_and_re_acquire_adds_nothing(
 
 
 ENDINGS: dict[str, Callable[[State, str], Record | None]] = {
-    "takeover": lambda state, stream_id: decide.takeover(state, stream_id, nonce(), None, LOST),
-    "tombstone": lambda state, stream_id: decide.tombstone(state, stream_id, nonce()),
-    "expiry": lambda state, stream_id: decide.expiry(state, stream_id, nonce(), 1 << 50),
+    "takeover": lambda state, stream_id: decide.takeover(state, stream_id, new_nonce(), None, LOST),
+    "tombstone": lambda state, stream_id: decide.tombstone(state, stream_id, new_nonce()),
+    "expiry": lambda state, stream_id: decide.expiry(state, stream_id, new_nonce(), 1 << 50),
 }
 ENDED = {"takeover": LOST, "tombstone": DELETED, "expiry": EXPIRED}
 
@@ -260,7 +211,7 @@ async def race(broker: Kafka, other: Kafka, stream_id: str, what: str, rng: Rand
 
 def verdict(records: list[Stored]) -> list[str]:
     """What a stream's records mean, as a text that another process can tell."""
-    state = fold_all(records)
+    state = replay(records)[0]
     return [repr(each) for each in (state.incarnation, state.ending, state.position, state.entries)]
 
 
@@ -311,9 +262,9 @@ async def test_an_append_that_races_an_ending_has_one_verdict(
         assert told[:-1] == same
         if what == "takeover":  # of a stream that is gone, a process that begins later reads how it went and no more
             assert told[-1] == entries == repr(each.acked)
-        assert fold_all(each.followed).position == each.end
+        assert replay(each.followed)[0].position == each.end
         assert len(texts(each.followed)) == each.acked - 1  # it followed behind the first
-        state = fold_all(await broker.log.read(each.stream_id))
+        state = replay(await broker.log.read(each.stream_id))[0]
         assert (state.position, state.ending, state.entries) == (each.end, ENDED[what], each.acked)
 
 
@@ -360,9 +311,9 @@ async def test_claims_trimmed_between_a_winner_and_its_loser_elect_the_same_owne
         await fresh.log.append(claim(unique, owner=9), 0)
     for each in (winner, loser, fresh):
         records = await each.log.read(unique)
-        assert fold_all(records).incarnation == Incarnation(1, 7)
+        assert replay(records)[0].incarnation == Incarnation(1, 7)
         assert texts(records) == [b"a", b"b", b"c"]
-    await life.put(decide.tombstone(life.state, unique, nonce()))
+    await life.put(decide.tombstone(life.state, unique, new_nonce()))
     again = Life(fresh, unique)
     await again.look()
     await again.begin(b"new", owner=9)
@@ -379,13 +330,13 @@ async def test_an_ending_whose_opening_is_gone_is_trimmed_and_not_free(
     life = await Life(writer, unique).begin(b"a")
     place = writer.names.all_claims[0]
     before = await writer.connection.end(place)
-    stored = await life.put(decide.finish(life.state.mark, unique, nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
+    stored = await life.put(decide.finish(life.state.mark, unique, new_nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
     await writer.claims.copy(stored)
     await trim(writer, place, before)
     fresh = await stack.enter_async_context(opened(server, options))
     with pytest.raises(AppendRefused):
         await fresh.log.append(claim(unique, owner=9), 0)
-    state = fold_all(await fresh.log.read(unique))
+    state = replay(await fresh.log.read(unique))[0]
     assert state.ending is not None
     assert state.ending.status is Status.TRIMMED
 
@@ -401,7 +352,7 @@ async def test_records_without_their_claim_are_a_trimmed_stream(
     await trim(writer, writer.names.records(unique), life.state.position)
     await life.put(word(life.state, unique, b"b"))
     fresh = await stack.enter_async_context(opened(server, options))
-    state = fold_all(await fresh.log.read(unique))
+    state = replay(await fresh.log.read(unique))[0]
     assert state.ending is not None
     assert state.ending.status is Status.TRIMMED
     with pytest.raises(AppendRefused):
@@ -427,9 +378,9 @@ async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: st
             async with at_once:
                 life = await Life(writer, f"s{number}").begin(owner=number)
                 if number % 3 == 0:
-                    await life.put(decide.finish(life.state.mark, life.id, nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
+                    await life.put(decide.finish(life.state.mark, life.id, new_nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
                 if number % 5 == 0:
-                    await life.put(decide.tombstone(life.state, life.id, nonce()))
+                    await life.delete()
                 if number % 10 == 0:
                     await life.begin(owner=number + 1)
 
@@ -440,7 +391,7 @@ async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: st
 
         async def compare(number: int) -> None:
             async with at_once:
-                state = fold_all(await fresh.log.read(f"s{number}"))
+                state = replay(await fresh.log.read(f"s{number}"))[0]
             gone = number % 5 == 0 and number % 10 != 0
             assert decide.is_there(state) != gone
             again = number % 10 == 0
@@ -506,7 +457,7 @@ async def test_the_sizes_of_as_many_chunks_as_a_record_may_have_fit_beside_them(
     long = (most - 100 * MAX_CHUNKS_A_RECORD) // 900  # so the list of sizes is as long as it can be
     chunks = [bytes(1000)] * long + [bytes(100)] * (MAX_CHUNKS_A_RECORD - long)
     assert life.state.mark is not None
-    stored = await life.put(decide.chunks(life.state.mark, unique, nonce(), chunks))
+    stored = await life.put(decide.chunks(life.state.mark, unique, new_nonce(), chunks))
     assert (await broker.log.read(unique))[-1].record == stored.record
 
 
@@ -561,7 +512,7 @@ async def test_a_stream_with_an_unreadable_record_ends_as_trimmed(server: KafkaS
         await life.put(word(life.state, unique, b"b"))
         async with opened(server) as fresh:
             for each in (broker, fresh):
-                state = fold_all(await each.log.read(unique))
+                state = replay(await each.log.read(unique))[0]
                 assert state.ending is not None
                 assert state.ending.status is Status.TRIMMED
 
@@ -630,10 +581,10 @@ async def test_segments_are_written_once_and_hidden_with_the_stream(broker: Kafk
     for each in (broker, other):
         assert await each.log.read_segments(unique, incarnation) == parts
     assert await other.log.read_segments(unique, Incarnation(2, 7)) is None
-    await life.put(decide.tombstone(life.state, unique, nonce()))
+    await life.put(decide.tombstone(life.state, unique, new_nonce()))
     for each in (broker, other):
         assert await each.log.read_segments(unique, incarnation) is None
-        assert fold_all(await each.log.read(unique)).ending == DELETED
+        assert replay(await each.log.read(unique))[0].ending == DELETED
 
 
 async def test_an_outage_says_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tailrace import decide
-from tailrace.fold import State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import FOLLOW
@@ -20,15 +18,13 @@ from tailrace.kafka.reading import Batch
 from tailrace.kafka.sender import Ack
 from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused
-from tailrace.model import Claim
-from tailrace.records import Record, Stored
+from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.lives import Life, claim
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = KafkaOptions(prefix="own", partitions=1, claims_partitions=1)
-CLAIM = Claim("somebody", 60.0, 3600.0, "text/plain", ())
-_numbers = count(1)
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +58,6 @@ class Gate:
         return answer
 
 
-class Life:
-    """A stream as one process writes it."""
-
-    def __init__(self, broker: Kafka, stream_id: str) -> None:
-        self.log = broker.log
-        self.id = stream_id
-        self.state = State()
-
-    async def put(self, record: Record | None) -> None:
-        assert record is not None
-        position = await self.log.append(record, self.state.position)
-        self.state, _ = fold(self.state, Stored(position, -1, self.log.now_ms(), record))
-
-    async def begin(self, owner: int = 7) -> Life:
-        await self.put(decide.claim(self.state, self.id, owner, CLAIM))
-        return self
-
-    async def say(self, chunk: bytes) -> None:
-        assert self.state.mark is not None
-        await self.put(decide.chunks(self.state.mark, self.id, f"t{next(_numbers)}", [chunk]))
-
-
 async def texts(broker: Kafka, stream_id: str) -> list[bytes]:
     return [chunk for stored in await broker.log.read(stream_id) for chunk in stored.record.chunks]
 
@@ -96,10 +70,10 @@ async def test_a_lone_writer_does_not_wait_for_its_own_records(
         life = await Life(broker, "lone").begin()
         gate.open.clear()  # from now on it is told nothing
         for number in range(20):
-            await life.say(b"%d " % number)
+            await life.word(b"%d " % number)
         told: list[Stored] = []
         following = await broker.log.follow("lone", told.append, lambda: None)
-        await life.say(b"end")
+        await life.word(b"end")
         assert [stored.record.chunks for stored in told] == [(b"end",)]  # who follows here hears it at once
         await following.close()
         gate.open.set()
@@ -112,11 +86,11 @@ async def test_behind_another_process_a_record_waits_until_it_is_read_back(
     async with opened(server) as broker, opened(server) as other:
         gate = Gate(broker, monkeypatch)
         mine, theirs = await Life(broker, "mine").begin(), await Life(other, "theirs").begin()
-        await mine.say(b"first ")
+        await mine.word(b"first ")
         assert await texts(broker, "theirs") == []  # all of theirs was seen
         gate.open.clear()
-        await theirs.say(b"between")
-        waiting = asyncio.create_task(mine.say(b"second"))
+        await theirs.word(b"between")
+        waiting = asyncio.create_task(mine.word(b"second"))
         assert (await asyncio.wait({waiting}, timeout=0.5))[0] == set()  # who knows what is before it?
         gate.open.set()
         await waiting
@@ -130,14 +104,14 @@ async def test_a_record_that_came_too_late_is_refused_while_nothing_is_read(
         gate = Gate(broker, monkeypatch)
         life = await Life(broker, "late").begin()
         before = life.state
-        await life.say(b"word")
+        await life.word(b"word")
         gate.open.clear()
         assert before.mark is not None
         late = decide.chunks(before.mark, "late", "late", [b"late"])
         place = broker.names.records("late")
         headers, payload = message(late, before.position)
         await broker.sender.send(place, b"late", payload, headers, (late, before.position))
-        await life.say(b" and another")  # the late one is stored before it, and does not count
+        await life.word(b" and another")  # the late one is stored before it, and does not count
         with pytest.raises(AppendRefused):
             await broker.log.append(late, before.position)
         gate.open.set()
@@ -156,7 +130,7 @@ async def test_an_opening_of_which_a_stale_leader_did_not_tell_is_found_before_t
         monkeypatch.setattr(feed, "take", held.append)  # the table stays as it was, and seems current
 
         life = await Life(first, "stale").begin(owner=1)
-        await life.say(b"hello")
+        await life.word(b"hello")
         await late.log.last("other")  # it has seen what the partition holds by now
         assert await claims.current("stale") is None
 
@@ -177,8 +151,7 @@ async def test_an_opening_of_which_a_stale_leader_did_not_tell_is_found_before_t
 
         monkeypatch.setattr(claims, "_write", noted)
         monkeypatch.setattr(feed, "passed", catch_up)
-        wanted = decide.claim(State(), "stale", 2, CLAIM)
-        assert wanted is not None
+        wanted = claim("stale", owner=2)
         with pytest.raises(AppendRefused):
             await late.log.append(wanted, 0)
         last = await late.log.last("stale")
@@ -192,7 +165,7 @@ async def test_after_a_lost_connection_an_own_record_is_known_again(
 ) -> None:
     async with opened(server) as broker:
         life = await Life(broker, "again").begin()
-        await life.say(b"one ")
+        await life.word(b"one ")
         track = broker.log._tracks.peek("again")
         assert track is not None
         beginning = track.beginning
@@ -204,7 +177,7 @@ async def test_after_a_lost_connection_an_own_record_is_known_again(
                 await asyncio.sleep(0.001)
             while broker.feeds.away:
                 await asyncio.sleep(0.01)
-        await life.say(b"two")
+        await life.word(b"two")
         assert await texts(broker, "again") == [b"one ", b"two"]
         assert track.beginning == beginning  # nothing was lost, and nothing was read anew
         assert "lost records" not in caplog.text

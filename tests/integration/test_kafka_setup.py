@@ -372,8 +372,10 @@ async def test_by_tls_nobody_waits_for_what_is_asked(
     monkeypatch.setattr(connections, "CLOSE_PATIENCE", 600.0)
     options = replace(options, fetch_wait=300.0)
     broker = await open_kafka(f"kafka+ssl://{guarded.tls}?tls_ca={guarded.ca}", options=options)
-    await asyncio.sleep(0.5)  # its questions are with the broker
+    connections_of = broker.connection._client._conns
     async with asyncio.timeout(30):
+        while not all(each._requests for (_, lane), each in connections_of.items() if lane >= connections.FOLLOW):
+            await asyncio.sleep(0.01)
         await broker.close()
 
 
