@@ -171,10 +171,8 @@ class Connection:
         try:
             if self._source is not None:
                 self.address = self._source()
-                self._client._bootstrap_servers = self.address.bootstrap
-            await self._client.bootstrap()
-            await self._client.force_metadata_update()
-        except (BrokerError, OSError, EOFError, errors.KafkaError):
+            await find_again(self._client, self.address)
+        except BrokerError:
             pass  # whoever asks, asks again
         finally:
             self._bootstrapping = False
@@ -322,6 +320,17 @@ class Connection:
                 await self._client.close()
         except TimeoutError:
             pass
+
+
+async def find_again(client: AIOKafkaClient, address: Address) -> None:
+    """Look for a cluster at ``address`` of which no node that ``client`` knows answers. In vain is no error: whoever
+    asks, asks again."""
+    client._bootstrap_servers = address.bootstrap
+    try:
+        await client.bootstrap()
+        await client.force_metadata_update()
+    except (OSError, EOFError, errors.KafkaError):
+        pass
 
 
 def fetched_of(answer: Any) -> dict[Place, Fetched]:

@@ -30,7 +30,7 @@ from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.kafka import refusals
 from tailrace.kafka.connection import FOLLOW, RETRY_PAUSE, Connection, Fetched, Place
 from tailrace.kafka.feed import Feed, Lost
-from tailrace.kafka.reading import Batch, Sent, batches_of, first_of, is_same, refused, served_from
+from tailrace.kafka.reading import Batch, Raw, Sent, batches_of, first_of, is_same, refused, served_from
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import BUSY, SPACING, Item
 from tailrace.kafka.sessions import Session
@@ -93,11 +93,11 @@ class Feeds:
         if feed.position < base or feed.doubted or time_ms < 0:
             feed.want(base + len(items))  # others' records are before them
             return
-        records = [
+        records: list[Raw] = [
             Sent(base + n, time_ms, item.key, item.value, item.headers, item.meant) for n, item in enumerate(items)
         ]
         feed.unanchored = False
-        feed.took(Batch(list(records), base + len(items)))
+        feed.took(Batch(records, base + len(items)))
 
     def _hurry(self) -> None:
         """No lane may rest now."""

@@ -27,6 +27,7 @@ from faststream.kafka import KafkaBroker, TopicPartition
 from faststream.kafka.annotations import KafkaMessage
 
 from tailrace.errors import BrokerUnavailable
+from tailrace.kafka.connection import find_again
 from tailrace.kafka.runs import KafkaRunQueue
 
 log = structlog.get_logger(__name__)
@@ -99,12 +100,7 @@ class Cancels:
             await asyncio.sleep(LOOK)
             if any(connection.connected() for connection in client._conns.values()):
                 continue
-            client._bootstrap_servers = self._runs.connection.address.bootstrap
-            try:
-                await client.bootstrap()
-                await client.force_metadata_update()
-            except (KafkaError, OSError, EOFError):
-                pass  # the store's own connection tells that the broker is away
+            await find_again(client, self._runs.connection.address)  # the store's own tells that the broker is away
 
     async def close(self) -> None:
         """A second call does nothing."""
