@@ -117,6 +117,14 @@ class Agent:
     def signal(self, how: signal.Signals) -> None:
         os.kill(self.process.pid, how)
 
+    async def pause_at_work(self, stream_id: str) -> None:
+        """Have it produce, and stop it in the middle of that."""
+        await self.tell(do="produce", id=stream_id, pause=0.0)
+        await self.hear("ready")
+        while await self.hear("acked") < 50:
+            pass
+        self.signal(signal.SIGSTOP)
+
 
 @asynccontextmanager
 async def agents(url: str, count: int) -> AsyncIterator[list[Agent]]:
@@ -255,11 +263,7 @@ async def test_nobody_reads_a_late_byte_of_a_zombie(server: Server) -> None:
         agents(server.url, 1) as (agent,),
         await connect(server.url, options()) as store,
     ):
-        await agent.tell(do="produce", id=stream_id, pause=0.0)
-        await agent.hear("ready")
-        while await agent.hear("acked") < 50:
-            pass
-        agent.signal(signal.SIGSTOP)
+        await agent.pause_at_work(stream_id)
         got, ending = await until_ending(store.read(stream_id))
         assert isinstance(ending, ProducerLost)
         agent.signal(signal.SIGCONT)
@@ -285,11 +289,7 @@ async def test_a_reader_that_is_there_when_a_zombie_wakes_sees_none_of_it(server
         await connect(server.url, options()) as store,
         await connect(server.url, options()) as elsewhere,
     ):
-        await agent.tell(do="produce", id=stream_id, pause=0.0)
-        await agent.hear("ready")
-        while await agent.hear("acked") < 50:
-            pass
-        agent.signal(signal.SIGSTOP)
+        await agent.pause_at_work(stream_id)
         lease = await store.takeover(stream_id, 1)
         assert lease is not None
         reading = [asyncio.create_task(until_ending(each.read(stream_id))) for each in (store, elsewhere)]

@@ -17,7 +17,7 @@ import pytest
 from tailrace._ports import choose_port
 from tailrace.connect import StoreOptions, connect
 from tailrace.kafka import KafkaOptions
-from tailrace.testing.clients import HttpReader, Reading, new_client
+from tailrace.testing.clients import HttpReader, Reading, begin_quiet, end_quiet, new_client
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.processes import Services, until
 
@@ -121,9 +121,7 @@ async def test_idle_readers_cost_nothing_but_the_one_fetch_that_is_kept(tmp_path
         gateway, name = services.gateway(), KafkaOptions().name
         await services.start(gateway)
         ids = [f"quiet-{number}" for number in range(READERS)]
-        for stream_id in ids:
-            await store.acquire(stream_id)
-            await store.append(stream_id, b"first ")
+        await begin_quiet(store, ids)
         readers = [
             HttpReader(client, gateway.url, stream_id, sse=number % 2 == 0) for number, stream_id in enumerate(ids)
         ]
@@ -140,11 +138,4 @@ async def test_idle_readers_cost_nothing_but_the_one_fetch_that_is_kept(tmp_path
             # as it opens a fetch is kept, and two beats may be under way; one fetch a reader would be 50 a wait
             assert window.unasked <= 3, windows
 
-        assert not reading.any_over
-        for stream_id in ids:
-            await store.append(stream_id, b"second")
-            await store.finalize(stream_id, "done")
-        await reading.over()
-        assert {bytes(reader.data) for reader in readers} == {b"first second"}
-        assert {reader.ending for reader in readers} == {"done"}
-        assert {reader.reconnects for reader in readers} == {0}
+        await end_quiet(store, ids, reading)

@@ -14,7 +14,7 @@ import nats
 from nats.aio.msg import Msg
 
 from tailrace.connect import StoreOptions, connect
-from tailrace.testing.clients import HttpReader, Reading, new_client
+from tailrace.testing.clients import HttpReader, Reading, begin_quiet, end_quiet, new_client
 from tailrace.testing.processes import Services, until
 from tailrace.testing.servers import NatsServer
 
@@ -57,9 +57,7 @@ async def test_idle_readers_cost_nothing_but_heartbeats(tmp_path: Path) -> None:
             gateway = services.gateway()
             await services.start(gateway)
             ids = [f"quiet-{number}" for number in range(STREAMS)]
-            for stream_id in ids:
-                await store.acquire(stream_id)
-                await store.append(stream_id, b"first ")
+            await begin_quiet(store, ids)
             readers = [
                 HttpReader(client, gateway.url, ids[number % STREAMS], sse=number % 2 == 0) for number in range(READERS)
             ]
@@ -82,11 +80,4 @@ async def test_idle_readers_cost_nothing_but_heartbeats(tmp_path: Path) -> None:
             # each beat may come with a ping or two; one for every reader would be hundreds
             assert after - before <= 3 * (beats + 4)
 
-            assert not reading.any_over
-            for stream_id in ids:
-                await store.append(stream_id, b"second")
-                await store.finalize(stream_id, "done")
-            await reading.over()
-            assert {bytes(reader.data) for reader in readers} == {b"first second"}
-            assert {reader.ending for reader in readers} == {"done"}
-            assert {reader.reconnects for reader in readers} == {0}
+            await end_quiet(store, ids, reading)

@@ -24,7 +24,7 @@ from tailrace.errors import (
     StreamNotFound,
     StreamSuperseded,
 )
-from tailrace.model import Limits, Offset, Role, Status
+from tailrace.model import Entry, Limits, Offset, Role, Status
 from tailrace.redis import RedisOptions
 from tailrace.store import LogStore
 from tailrace.testing.redis_server import RedisServer
@@ -364,13 +364,19 @@ async def test_tailrace_deletes_a_stream_of_npms(npm: Npm, store: LogStore, othe
     assert await npm.read("a").whole() == [b"ours"]
 
 
-async def test_npm_deletes_and_acquires_again_under_a_reader(npm: Npm, store: LogStore) -> None:
+async def read_of_a_life_that_npm_replaces(npm: Npm, store: LogStore) -> AsyncIterator[Entry]:
+    """A reader that has read what there is, as npm deletes the stream and acquires it again."""
     await npm.acquire("a")
     await npm.append("a", b"old")
     reading = store.read("a")
     assert (await asyncio.wait_for(anext(reading), PATIENCE)).chunk == b"old"
     await npm.call("delete", "a")
     assert await npm.acquire("a") == "producer"
+    return reading
+
+
+async def test_npm_deletes_and_acquires_again_under_a_reader(npm: Npm, store: LogStore) -> None:
+    reading = await read_of_a_life_that_npm_replaces(npm, store)
     await npm.append("a", b"new")
     async with asyncio.timeout(PATIENCE):
         assert [entry.chunk async for entry in reading] == []
@@ -379,12 +385,7 @@ async def test_npm_deletes_and_acquires_again_under_a_reader(npm: Npm, store: Lo
 
 
 async def test_npm_acquires_again_without_a_chunk_under_a_reader(npm: Npm, store: LogStore) -> None:
-    await npm.acquire("a")
-    await npm.append("a", b"old")
-    reading = store.read("a")
-    assert (await asyncio.wait_for(anext(reading), PATIENCE)).chunk == b"old"
-    await npm.call("delete", "a")
-    assert await npm.acquire("a") == "producer"
+    reading = await read_of_a_life_that_npm_replaces(npm, store)
     async with asyncio.timeout(PATIENCE):
         assert [entry.chunk async for entry in reading] == []
     live = store.read("a")

@@ -15,12 +15,13 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
+from tailrace.contracts import StreamStore
 from tailrace.testing.processes import until
 
 BUSY = frozenset({502, 503, 504})
@@ -220,3 +221,22 @@ def sample_text(seed: int, length: int) -> str:
     """Text that is easy to break: characters of one to four bytes, line ends and what frames are made of."""
     alphabet = "abcdefghijklmnopqrstuvwxyz  \n\n\r:äßéЖ你好😀👩‍🚀data: "
     return "".join(random.Random(seed).choices(alphabet, k=length))
+
+
+async def begin_quiet(store: StreamStore, ids: Sequence[str]) -> None:
+    """Streams that begin, and then say nothing."""
+    for stream_id in ids:
+        await store.acquire(stream_id)
+        await store.append(stream_id, b"first ")
+
+
+async def end_quiet(store: StreamStore, ids: Sequence[str], reading: Reading) -> None:
+    """They go on and end; every reader has waited for that, and got all of it on one connection."""
+    assert not reading.any_over
+    for stream_id in ids:
+        await store.append(stream_id, b"second")
+        await store.finalize(stream_id, "done")
+    await reading.over()
+    assert {bytes(reader.data) for reader in reading.readers} == {b"first second"}
+    assert {reader.ending for reader in reading.readers} == {"done"}
+    assert {reader.reconnects for reader in reading.readers} == {0}
