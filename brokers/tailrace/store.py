@@ -254,9 +254,7 @@ class LogStore:
 
     async def status(self, stream_id: str) -> StreamInfo:
         validate_stream_id(stream_id)
-        state = self.tails.state(stream_id)
-        if state is None:
-            state = await self._bounded(self._current(stream_id))
+        state = await self._bounded(self._current(stream_id, self.tails.state(stream_id)))
         self._coroner.judge(stream_id, state)  # nobody may be reading it: then this is who notices
         info = decide.info(state, stream_id)
         if info.status not in (Status.MISSING, Status.EXPIRED):
@@ -334,17 +332,18 @@ class LogStore:
 
     # ---------------------------------------------------------------- states
 
-    async def _state(self, stream_id: str) -> State:
-        """The stream as the broker's leader has it."""
-        state = State()
-        for stored in await self.log.read(stream_id):
+    async def _state(self, stream_id: str, known: State | None = None) -> State:
+        """The stream as the broker's leader has it: whole, or what is new since ``known``."""
+        state = known or State()
+        for stored in await self.log.read(stream_id, state.position):
             state, _ = fold(state, stored)
         return state
 
-    async def _current(self, stream_id: str) -> State:
+    async def _current(self, stream_id: str, known: State | None = None) -> State:
         """The same, with the record written that its time has made due."""
         while True:
-            state = await self._state(stream_id)
+            state = await self._state(stream_id, known)
+            known = None
             record = decide.expiry(state, stream_id, new_nonce(), self.log.now_ms())
             if record is None:
                 return state

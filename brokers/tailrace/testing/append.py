@@ -145,3 +145,20 @@ class AppendContract(StoreKit):
         assert info.created_at is not None
         assert info.expires_at is not None
         assert info.created_at < info.expires_at
+
+    async def test_a_status_never_lags_behind_what_was_confirmed(self, store: StreamStore, other: StreamStore) -> None:
+        """Though this store follows the stream, and what another stored may reach its tail only later."""
+        for number in range(10):
+            stream_id = f"s{number}"
+            lease = await lease_of(other, stream_id)
+            await within(other.append(stream_id, b"first", lease))
+            reader = await within(store.open(stream_id))
+            cursor = await within(other.append(stream_id, b"next", lease))
+            assert (await within(store.status(stream_id))).cursor == cursor
+            await within(other.finalize(stream_id, "done", None, lease))
+            assert (await within(store.status(stream_id))).status == "done"
+            await within(other.delete(stream_id))
+            assert (await within(store.status(stream_id))).status == "missing"
+            await within(other.acquire(stream_id))
+            assert (await within(store.status(stream_id))).status == "streaming"
+            reader.close()
