@@ -14,7 +14,7 @@ from tailrace.testing.processes import Services
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(300)]
 
-STREAMS, CHUNK, RATE, CHUNKS = 12, 24, 10, 400
+STREAMS, CHUNK, RATE, CHUNKS = 12, 24, 10, 300
 LEASE_TTL = 2
 
 

@@ -81,6 +81,7 @@ class Machine(RuleBasedStateMachine):
         self.old_leases: dict[str, list[Lease]] = {name: [] for name in NAMES}
         self.old_cursors: dict[str, list[str]] = {name: [] for name in NAMES}
         self.stores: list[LogStore] = []
+        self.used: set[int] = set()  # which of them did anything yet
         self.run(self._begin())
 
     async def _begin(self) -> None:
@@ -93,6 +94,10 @@ class Machine(RuleBasedStateMachine):
                 return await work
 
         return self.runner.run(bounded())
+
+    def store(self, number: int) -> LogStore:
+        self.used.add(number)
+        return self.stores[number]
 
     def did(self, what: str) -> None:
         self.counts[what] += 1
@@ -126,7 +131,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=names, by=stores_)
     def acquire(self, name: str, by: int) -> None:
-        won = self.run(self.stores[by].acquire(self.id(name)))
+        won = self.run(self.store(by).acquire(self.id(name)))
         life = self.lives[name]
         if life is not None:
             assert (won.role, won.lease, won.incarnation) == (Role.CONSUMER, None, life.incarnation)
@@ -161,7 +166,7 @@ class Machine(RuleBasedStateMachine):
         assert life is not None
         assert life.holder is not None
         holder = life.holder if how < 2 else by  # a lease is as good in another process
-        store, lease = self.stores[holder], None if how == 0 else life.lease
+        store, lease = self.store(holder), None if how == 0 else life.lease
         if len(chunks) == 1:
             cursor = self.run(store.append(self.id(name), chunks[0], lease))
         else:
@@ -179,7 +184,7 @@ class Machine(RuleBasedStateMachine):
         name, life = self._held(name)
         assert life is not None
         assert life.holder is not None
-        store = self.stores[life.holder]
+        store = self.store(life.holder)
         pieces = [b"%d" % number * size for number, size in enumerate(sizes)]
 
         async def all_at_once() -> list[str]:
@@ -201,10 +206,10 @@ class Machine(RuleBasedStateMachine):
         assert life.holder is not None
         message = "boom" if status == "error" else None
         lease = life.lease if named else None
-        self.run(self.stores[life.holder].finalize(self.id(name), status, message, lease))
+        self.run(self.store(life.holder).finalize(self.id(name), status, message, lease))
         life.ending = decide.ending(status, message, None)
         self.did("finalized")
-        self.run(self.stores[life.holder].finalize(self.id(name), "done", None, life.lease))  # the first wins
+        self.run(self.store(life.holder).finalize(self.id(name), "done", None, life.lease))  # the first wins
 
     @precondition(
         lambda self: any(self.old_leases.values()) or any(life and life.ending for life in self.lives.values())
@@ -215,7 +220,7 @@ class Machine(RuleBasedStateMachine):
         leases = self.old_leases[name] + ([life.lease] if life is not None and life.ending is not None else [])
         if not leases:
             return
-        lease, store = leases[pick % len(leases)], self.stores[by]
+        lease, store = leases[pick % len(leases)], self.store(by)
         if finish:
             try:
                 self.run(store.finalize(self.id(name), "error", "late", lease))
@@ -227,9 +232,12 @@ class Machine(RuleBasedStateMachine):
         self.check_whole(name)
         self.did("fenced")
 
+    @precondition(lambda self: self.used)
     @rule(who=stores_)
     def crash(self, who: int) -> None:
         """The process is gone, without a word: its leases are served by nobody, until somebody takes them over."""
+        who = who if who in self.used else min(self.used)  # one that did nothing has nothing to lose
+        self.used.discard(who)
         store = self.stores[who]
         task = store.members._task
         assert task is not None
@@ -250,7 +258,7 @@ class Machine(RuleBasedStateMachine):
     def takeover(self, name: str, by: int, end: bool, wrong: int) -> None:
         life = self.lives[name]
         epoch = (life.lease.epoch if life is not None else 1) + (1 if wrong == 0 else 0)
-        lease = self.run(self.stores[by].takeover(self.id(name), epoch, LOST if end else None))
+        lease = self.run(self.store(by).takeover(self.id(name), epoch, LOST if end else None))
         if life is None or life.ending is not None or wrong == 0:
             assert lease is None
             self.did("nothing to take over")
@@ -281,11 +289,11 @@ class Machine(RuleBasedStateMachine):
         if stale == 0 and self.old_leases[name]:
             old = self.old_leases[name][0].incarnation
             if life is None or life.incarnation != old:
-                assert not self.run(self.stores[by].delete(self.id(name), old))
+                assert not self.run(self.store(by).delete(self.id(name), old))
                 self.check_whole(name)
                 self.did("not deleted")
             return
-        assert self.run(self.stores[by].delete(self.id(name))) == (life is not None)
+        assert self.run(self.store(by).delete(self.id(name))) == (life is not None)
         if life is not None:
             self._over(name)
             self.did("deleted")
@@ -300,7 +308,7 @@ class Machine(RuleBasedStateMachine):
         assert state.expires_ms is not None
         record = decide.expiry(state, stream_id, f"x{next(RUN)}", state.expires_ms)
         assert record is not None
-        self.run(self.stores[0].log.append(record, state.position))
+        self.run(self.store(0).log.append(record, state.position))
         self._over(name)
         self.did("expired")
 
@@ -322,7 +330,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=names, by=stores_, pick=st.integers(0, 99), offset=st.booleans())
     def read_from_anywhere(self, name: str, by: int, pick: int, offset: bool) -> None:
-        life, store = self.lives[name], self.stores[by]
+        life, store = self.lives[name], self.store(by)
         if life is None:
             with pytest.raises(StreamNotFound):
                 self.run(store.open(self.id(name)))
@@ -340,7 +348,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=names, by=stores_)
     def read_to_the_ending(self, name: str, by: int) -> None:
-        life, store = self.lives[name], self.stores[by]
+        life, store = self.lives[name], self.store(by)
         if life is None or life.ending is None:
             return
 
@@ -364,13 +372,13 @@ class Machine(RuleBasedStateMachine):
         if not old:
             return
         with pytest.raises((CursorGone, StreamNotFound)) as error:
-            self.run(self.stores[by].open(self.id(name), old[pick % len(old)]))
+            self.run(self.store(by).open(self.id(name), old[pick % len(old)]))
         assert isinstance(error.value, CursorGone) == (self.lives[name] is not None)
         self.did("cursor gone")
 
     @rule(name=names, by=stores_)
     def status(self, name: str, by: int) -> None:
-        info, life = self.run(self.stores[by].status(self.id(name))), self.lives[name]
+        info, life = self.run(self.store(by).status(self.id(name))), self.lives[name]
         if life is None:
             assert info.status in (Status.MISSING, Status.EXPIRED)
         else:
