@@ -13,7 +13,7 @@ UNKNOWN = -1  # some fault of the broker's; a batch whose version is damaged is 
 DAMAGED = frozenset({2, UNKNOWN})
 # the partition is led by another node, or by nobody yet: ask again, elsewhere
 MOVED = frozenset({3, 5, 6, 9, 13, 56, 74, 75, 78})
-NOT_STORED = MOVED | {19}  # too few replicas are in sync: refused before it was written
+TOO_FEW_IN_SYNC = 19  # replicas: refused before it was written
 TOO_LARGE = frozenset({10, 18})
 _DENIED = frozenset({29, 30, 31, 53, 65, 66})
 _LOGIN = (
@@ -43,7 +43,7 @@ def of(code: int, what: str) -> BrokerError:
     """The error that an answer carries; ``what`` names the call and the broker."""
     kind = errors.for_code(code)
     text = f"{what}: {kind.message or kind.__name__} (error {code})"
-    if code in NOT_STORED or getattr(kind, "retriable", False):
+    if code in MOVED or code == TOO_FEW_IN_SYNC or getattr(kind, "retriable", False):
         return BrokerUnavailable(text)
     if code in _DENIED:
         return BrokerRefused(text, hint=GRANT)

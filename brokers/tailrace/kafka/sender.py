@@ -6,7 +6,8 @@ stored twice, or late, is one that does not count, since its condition does not 
 to be retried under a number, and no refusal can spoil a partition for those who come behind.
 
 Rules. A record ends in one of three ways: its offset, `Unanswered` (it may be stored, or be stored yet), or a
-`BrokerError` (it is not). One that a broker refuses because it does not lead the partition is sent to whom leads it.
+`BrokerError` (it is not). One that a broker refuses because it does not lead the partition is sent to whom leads it; a
+broker that ceased to lead while it waited for the replicas says the same, so from then on it may be stored already.
 A batch that is too large (somebody lowered the topic's limit) is halved until the record that is too large is alone.
 """
 
@@ -42,7 +43,8 @@ class Ack(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A message to send. ``meant``: the record that it is, and the position that it must follow."""
+    """A message to send. ``meant``: the record that it is, and the position that it must follow. ``doubtful``: an
+    earlier try may have stored it."""
 
     key: bytes
     value: bytes | None
@@ -50,6 +52,7 @@ class Item(NamedTuple):
     future: asyncio.Future[Ack]
     deadline: float
     meant: tuple[Record, int] | None
+    doubtful: bool = False
 
 
 def size_of(key: bytes, value: bytes | None, headers: Headers) -> int:
@@ -187,7 +190,7 @@ class Sender:
                             item.future.set_result(Ack(base + number, time_ms))
                 elif code in refusals.MOVED:
                     moved = True
-                    self._queues[place].extendleft(reversed(items))
+                    self._queues[place].extendleft(item._replace(doubtful=True) for item in reversed(items))
                 elif code in refusals.TOO_LARGE and len(items) > 1:  # one may be: the others are not to suffer
                     self._lowered[place] = len(batch) // 2
                     self._queues[place].extendleft(reversed(items))
@@ -202,8 +205,8 @@ class Sender:
 
     def _refusal(self, code: int, place: Place) -> Exception:
         error = refusals.of(code, f"append to {place} at {self._connection}")
-        if isinstance(error, BrokerUnavailable) and code not in refusals.NOT_STORED:
-            return Unanswered(str(error))  # too few replicas confirmed, or it took too long: it may be stored
+        if code in refusals.DAMAGED or (isinstance(error, BrokerUnavailable) and code != refusals.TOO_FEW_IN_SYNC):
+            return Unanswered(str(error))  # too few replicas confirmed, it took too long, …: it may be stored
         return error
 
     async def close(self) -> None:
@@ -232,7 +235,7 @@ def _batch(queue: deque[Item], most: int) -> tuple[bytes, list[Item]]:
 
 def _fail(item: Item, error: Exception) -> None:
     if not item.future.done():
-        item.future.set_exception(error)
+        item.future.set_exception(Unanswered(str(error)) if item.doubtful else error)
         item.future.exception()  # whoever waits sees it; nobody has to
 
 

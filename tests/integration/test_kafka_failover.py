@@ -1,0 +1,104 @@
+"""Kafka while leaders change, vanish or do not know yet that they lead no more: nothing that counts is taken for lost,
+and nothing that may be stored for refused.
+
+What a cluster answers in such a moment nobody can time. So these are the answers of a real broker, altered on their way
+to the process that asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.protocol.produce import ProduceRequest
+
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka.connection import FOLLOW, LOOK_UP, Connection, Place
+from tailrace.kafka.log import KafkaLog
+from tailrace.model import Status
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 60.0
+NOT_LEADER, TOO_FEW_IN_SYNC = 6, 19
+Ask = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> KafkaOptions:
+    """Topics of the test's own."""
+    prefix = f"failover-{abs(hash(request.node.name)) % 10**9}"
+    return KafkaOptions(prefix=prefix, partitions=1, claims_partitions=1)
+
+
+def altered(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, alter: Callable[[Ask, int, Any, int], Awaitable[Any]]
+) -> None:
+    """Let ``alter`` answer the requests of a process; it is given how to ask, the node, the request and the lane."""
+    ask = connection.request
+
+    async def request(node: int, request: Any, lane: int, timeout: float | None = None) -> Any:
+        async def really(node: int, request: Any, lane: int) -> Any:
+            return await ask(node, request, lane, timeout)
+
+        return await alter(really, node, request, lane)
+
+    monkeypatch.setattr(connection, "request", request)
+
+
+def with_code(answer: Any, place: Place, code: int) -> Any:
+    """The answer, with this error for one partition."""
+    answer.topics = [
+        (topic, [(each[0], code, *each[2:]) if Place(topic, each[0]) == place else each for each in partitions])
+        for topic, partitions in answer.topics
+    ]
+    return answer
+
+
+# --- appends
+
+
+@pytest.mark.parametrize("codes", [(NOT_LEADER, TOO_FEW_IN_SYNC), (-1,), (2,)], ids=str)
+async def test_a_claim_that_is_stored_although_its_append_failed_has_an_owner_who_knows(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, codes: tuple[int, ...]
+) -> None:
+    """A leader that ceases to lead says so to whom it kept waiting, whether or not the replicas have the record."""
+    world = KafkaWorld(server.url, lease_ttl=30, options=options)
+    store = await world.store()
+    assert isinstance(store.log, KafkaLog)
+    place, told, go_on = store.log._names.records("s"), list(codes), asyncio.Event()
+    answers: list[Any] = []
+
+    async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+        if lane >= FOLLOW:  # else the record's own coming back would say that it is stored
+            answer = await ask(node, request, lane)
+            await go_on.wait()
+            return answer
+        if isinstance(request, ProduceRequest) and request._topics[0][0] == place.topic and told:
+            answers.append(answers[0] if answers else await ask(node, request, lane))
+            return with_code(answers[-1], place, told.pop(0))
+        if lane == LOOK_UP and not told:
+            go_on.set()
+        return await ask(node, request, lane)
+
+    altered(store.log._connection, monkeypatch, alter)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await store.acquire("s")
+            assert (await store.status("s")).status is Status.STREAMING
+            await store.append("s", b"and its owner writes")
+    finally:
+        go_on.set()
+        await world.close()
+    assert not told
