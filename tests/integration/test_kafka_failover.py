@@ -8,7 +8,8 @@ to the process that asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ import pytest
 from aiokafka.protocol.produce import ProduceRequest
 
 from tailrace.kafka import KafkaOptions
+from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import FOLLOW, LOOK_UP, Connection, Place
 from tailrace.kafka.log import KafkaLog
 from tailrace.model import Status
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.lives import Life
+from tailrace.testing.worlds import replay
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 60.0
-NOT_LEADER, TOO_FEW_IN_SYNC = 6, 19
+OUT_OF_RANGE, NOT_LEADER, TOO_FEW_IN_SYNC = 1, 6, 19
 Ask = Callable[..., Awaitable[Any]]
 
 
@@ -42,6 +46,15 @@ def options(request: pytest.FixtureRequest) -> KafkaOptions:
     return KafkaOptions(prefix=prefix, partitions=1, claims_partitions=1)
 
 
+@asynccontextmanager
+async def opened(server: KafkaServer, options: KafkaOptions) -> AsyncIterator[Kafka]:
+    broker = await open_kafka(server.url, options=options)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
 def altered(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, alter: Callable[[Ask, int, Any, int], Awaitable[Any]]
 ) -> None:
@@ -55,6 +68,11 @@ def altered(
         return await alter(really, node, request, lane)
 
     monkeypatch.setattr(connection, "request", request)
+
+
+def places_of(answer: Any) -> list[Place]:
+    """The partitions that an answer names."""
+    return [Place(topic, each[0]) for topic, partitions in answer.topics for each in partitions]
 
 
 def with_code(answer: Any, place: Place, code: int) -> Any:
@@ -102,3 +120,36 @@ async def test_a_claim_that_is_stored_although_its_append_failed_has_an_owner_wh
         go_on.set()
         await world.close()
     assert not told
+
+
+# --- what is followed
+
+
+async def test_a_node_that_led_before_is_not_believed_that_records_are_gone(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was cut off, and lacks what the new leader took since. Both are one node here, by two numbers."""
+    async with opened(server, options) as broker, opened(server, options) as reader, asyncio.timeout(PATIENCE):
+        life, place, now = await Life(broker).begin(b"before "), broker.names.all_records[0], server.id + 1
+        track = broker.log._tracks.peek("s")
+        assert track is not None
+        beginning, leader, denied = track.beginning, broker.connection.leader, asyncio.Event()
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            answer = await ask(server.id, request, lane)
+            if node == server.id and lane >= FOLLOW and place in places_of(answer):
+                denied.set()
+                return with_code(answer, place, OUT_OF_RANGE)
+            return answer
+
+        altered(broker.connection, monkeypatch, alter)
+        monkeypatch.setattr(broker.connection, "leader", lambda one: now if one == place else leader(one))
+        await life.word(b"after ")
+        await denied.wait()
+        for number in range(5):
+            await life.word(b"%d" % number)
+        await Life(reader, "theirs").begin(b"others' too")
+        assert replay(await broker.log.read("theirs"))[1] == [b"others' too"]
+        assert replay(await reader.log.read("s"))[1] == [b"before ", b"after ", *(b"%d" % n for n in range(5))]
+        assert track.beginning == beginning
+        assert "lost records" not in caplog.text

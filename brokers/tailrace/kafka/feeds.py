@@ -233,6 +233,8 @@ class Feeds:
         if fetched.error in refusals.MOVED:
             return True
         is_gone, is_refused = fetched.error == refusals.OFFSET_OUT_OF_RANGE, refused(fetched, feed.asks_from)
+        if is_gone and self._connection.leader(feed.place) != lane.node:
+            return True  # one that leads no more, and may not know it, holds less than who does
         if (is_gone or is_refused) and feed.unanchored and not feed.doubted:
             feed.unanchored = False  # the last record is too old to be kept, or damaged
             return False
