@@ -21,13 +21,13 @@ from tailrace.command_wire import encode_command
 from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable, TailraceError
 from tailrace.fold import TRIMMED, State, fold
-from tailrace.kafka import KafkaOptions
+from tailrace.kafka import KafkaOptions, refusals
 from tailrace.kafka import claims as claims_module
 from tailrace.kafka import feeds as feeds_module
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.claims import Entry
-from tailrace.kafka.connection import FOLLOW, Connection, Place
-from tailrace.kafka.reading import read
+from tailrace.kafka.connection import FOLLOW, Connection, Fetched, Place
+from tailrace.kafka.reading import TRIES, read
 from tailrace.kafka.sender import parts
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation, Status
@@ -305,6 +305,23 @@ async def test_a_partition_that_cannot_be_read_is_told_once_and_holds_nobody_up(
         feed = watcher.feeds._feeds[bad]
         await feed.passed(lives[bad].state.position)
         assert replay(await watcher.log._read(ids[bad], None, 0, lives[bad].state.position))[0].ending is not None
+
+
+async def test_a_fault_of_the_brokers_that_is_over_damages_nothing(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers an error as long as a damaged batch is asked for again, and serves again what comes behind it."""
+    async with opened(server, options) as writer, opened(server, options) as reader, asyncio.timeout(PATIENCE):
+        life = await Life(writer).begin(b"a", b"b", b"c")
+        fetch, faults = reader.connection.fetch, [Fetched(refusals.UNKNOWN, -1, -1, b"")] * (1 + TRIES)
+
+        async def faulty(place: Place, offset: int, max_bytes: int) -> Fetched:
+            return faults.pop() if faults else await fetch(place, offset, max_bytes)
+
+        monkeypatch.setattr(reader.connection, "fetch", faulty)
+        assert replay(await reader.log._read("s", None, 0, life.state.position))[1] == [b"a", b"b", b"c"]
+        assert not faults
+        assert reader.log.skipped == 0
 
 
 async def test_what_freed_an_id_is_known_when_its_own_messages_are_too_old_to_be_kept(

@@ -126,7 +126,8 @@ async def served_from(connection: Connection, place: Place, offset: int) -> int:
             found = middle
     if fetched.error == refusals.UNKNOWN and not (await connection.fetch(place, found, 1)).data:
         raise refusals.of(fetched.error, f"read of {place} at {connection}")
-    return found
+    # what was served behind it may be so because a fault is over: then nothing is damaged
+    return found if refused(await connection.fetch(place, offset, 1), offset) else offset
 
 
 async def read(connection: Connection, place: Place, start: int, end: int) -> AsyncIterator[Batch]:
