@@ -254,16 +254,21 @@ class LogStore:
 
     async def status(self, stream_id: str) -> StreamInfo:
         validate_stream_id(stream_id)
-        state = await self._bounded(self._current(stream_id, self.tails.state(stream_id)))
-        self._coroner.judge(stream_id, state)  # nobody may be reading it: then this is who notices
-        info = decide.info(state, stream_id)
+        info = await self._info(stream_id)
         if info.status not in (Status.MISSING, Status.EXPIRED):
             return info
         command = await self._runs.find(stream_id)
-        if command is None or (info.run is not None and info.run.command == command.id):
-            return info  # nothing waits, but perhaps for the command of the life that is gone to be forgotten
+        if command is None:  # nothing waits; but what did may have been run, and been forgotten, since the first look
+            return await self._info(stream_id)
+        if info.run is not None and info.run.command == command.id:
+            return info  # the command of the life that is gone, still to be forgotten
         run = RunRef(command.handler, command.digest, command.id, command.policy)
         return replace(info, status=Status.QUEUED, code=None, message=None, run=run)
+
+    async def _info(self, stream_id: str) -> StreamInfo:
+        state = await self._bounded(self._newest(stream_id))
+        self._coroner.judge(stream_id, state)  # nobody may be reading it: then this is who notices
+        return decide.info(state, stream_id)
 
     async def streams(self) -> AsyncIterator[StreamInfo]:
         async for stored in self.log.lasts():
@@ -332,18 +337,27 @@ class LogStore:
 
     # ---------------------------------------------------------------- states
 
-    async def _state(self, stream_id: str, known: State | None = None) -> State:
-        """The stream as the broker's leader has it: whole, or what is new since ``known``."""
-        state = known or State()
-        for stored in await self.log.read(stream_id, state.position):
+    async def _state(self, stream_id: str) -> State:
+        """The stream as the broker's leader has it."""
+        state = State()
+        for stored in await self.log.read(stream_id):
             state, _ = fold(state, stored)
         return state
 
-    async def _current(self, stream_id: str, known: State | None = None) -> State:
+    async def _newest(self, stream_id: str) -> State:
+        """The same as `_current`, by one record where a tail has all that the leader has."""
+        before = self.tails.state(stream_id)
+        if before is not None:
+            last = await self.log.last(stream_id)
+            known = self.tails.state(stream_id)  # it went on meanwhile
+            if known is not None and last is not None and known.position >= last.position >= before.position:
+                return known
+        return await self._current(stream_id)
+
+    async def _current(self, stream_id: str) -> State:
         """The same, with the record written that its time has made due."""
         while True:
-            state = await self._state(stream_id, known)
-            known = None
+            state = await self._state(stream_id)
             record = decide.expiry(state, stream_id, new_nonce(), self.log.now_ms())
             if record is None:
                 return state

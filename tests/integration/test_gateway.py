@@ -14,6 +14,7 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
+from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable
 from tailrace.gateway.framing import frame
 from tailrace.gateway.launch import gateway_server
@@ -610,6 +611,38 @@ async def test_status_says_what_a_stream_is(service: Service) -> None:
     await service.store.finalize("s", "error", "told why", code="my-code")
     status = (await service.client.get("/v1/runs/s/status")).json()
     assert (status["status"], status["code"], status["message"]) == ("error", "my-code", "told why")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "body"),
+    [
+        ("GET", "", 200, b"a b "),
+        ("GET", "/status", 200, b'"status":"done"'),
+        ("POST", "/cancel", 200, b'"status":"done"'),
+        ("DELETE", "", 204, b""),
+    ],
+)
+async def test_a_run_that_came_and_went_between_two_looks_is_found(
+    service: Service, monkeypatch: pytest.MonkeyPatch, method: str, path: str, status: int, body: bytes
+) -> None:
+    """First there is no stream, for the run waits; then nothing waits, for it has run."""
+    service.store.members.advertise({"say": {}}, lambda: 0)
+    await service.store.members.settled()
+    request = {"handler": "say", "id": "r", "input": {"text": "a b"}}
+    assert (await service.run(request, headers={"prefer": "respond-async"})).status_code == 202
+    find = service.store.runs.find
+
+    async def find_late(stream_id: str) -> Command | None:
+        monkeypatch.undo()
+        async with service.worker():
+            while await find(stream_id) is not None:
+                await asyncio.sleep(0.01)
+        return await find(stream_id)
+
+    monkeypatch.setattr(service.store.runs, "find", find_late)
+    response = await service.client.request(method, f"/v1/runs/r{path}")
+    assert response.status_code == status, response.text
+    assert body in response.content
 
 
 async def test_cancel_reaches_the_worker_of_a_live_run(service: Service) -> None:

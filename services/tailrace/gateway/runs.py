@@ -124,8 +124,8 @@ class Runs:
         try:
             return await self._gateway.bounded(self._store.open(stream_id, position.start))
         except StreamNotFound:
-            if await self._gateway.bounded(self._store.runs.find(stream_id)) is None:
-                raise
+            if await self._gateway.bounded(self._store.runs.find(stream_id)) is None:  # gone, or run in between
+                return await self._gateway.bounded(self._store.open(stream_id, position.start))
         return await claimed(self._gateway, stream_id, position.start, receive)
 
     def _stream(self, request: Request, reader: Reader, stream_id: str, position: Position) -> Response:
