@@ -154,7 +154,8 @@ class StreamStore(Protocol):
         awaited that long. Raises what ``read`` raises at its start."""
 
     async def status(self, stream_id: str) -> StreamInfo:
-        """What the stream is now; ``missing`` where there is none (``queued`` for an accepted run without a claim)."""
+        """What the stream is now; ``missing`` where there is none (``queued`` for an accepted run without a claim).
+        Whatever any process was told is stored is in it."""
 
     async def delete(self, stream_id: str, incarnation: Incarnation | None = None) -> bool:
         """End this incarnation (or only that one) and free the id; readers end. False if there was nothing."""
@@ -164,7 +165,7 @@ class StreamStore(Protocol):
         stream ends with it, in the same record, and there is no lease. None too if that epoch no longer holds."""
 
     def streams(self) -> AsyncIterator[StreamInfo]:
-        """Every stream that is there, in no order."""
+        """Every stream that is there, in no order; as new as a `status`."""
 
     async def aclose(self) -> None:
         """Close what this store opened. Leases it still holds end their streams as ``producer-lost``."""

@@ -93,3 +93,26 @@ async def test_killed_leaders_lose_nothing_and_repeat_nothing(cluster: NatsClust
         assert [one.record.entries for one in stored] == list(range(len(positions)))
     await broker.close()
     await reader.close()
+
+
+async def test_a_list_has_what_was_confirmed_whichever_replica_answers(cluster: NatsCluster) -> None:
+    """One answer in a hundred is of a replica that does not know yet what its leader confirmed."""
+    await (await opened(cluster)).close()
+    leader = await asyncio.to_thread(cluster.leader, NAMES.shard(0))
+    options = JetStreamOptions(shards=SHARDS, replicas=3, connect_timeout=10, request_timeout=10)
+    others = [node for name, node in cluster.nodes.items() if name != leader]
+    writer, *readers = [await open_jetstream(node.url, options=options) for node in (cluster.nodes[leader], *others)]
+    ids = [name for name in map("s{}".format, range(1200)) if NAMES.place(name).stream == NAMES.shard(0)]
+    positions: dict[str, int] = {}
+
+    async def begin(stream_id: str) -> None:
+        record = Record(Kind.CHUNKS, stream_id, Incarnation(1, 7), 1, 0, 0, f"n{stream_id}", (b"x",))
+        positions[stream_id] = await append(writer, record, 0)
+
+    await asyncio.gather(*map(begin, ids[:250]))  # the longer the list, the busier the replicas
+    for stream_id in ids[250:]:
+        await begin(stream_id)
+        for reader in readers:
+            assert {found.record.stream_id: found.position async for found in reader.log.lasts()} == positions
+    for broker in (writer, *readers):
+        await broker.close()

@@ -7,10 +7,10 @@ batch leaves out (its bound in bytes or messages was reached) the next request a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
-from tailrace.errors import BrokerFailed
+from tailrace.errors import BrokerFailed, BrokerUnavailable
 from tailrace.jetstream.connection import Connection, Leaderless
 from tailrace.jetstream.wire import PENDING, PREVIOUS, SEQUENCE, UP_TO, Reply, parse_headers, status
 
@@ -19,6 +19,7 @@ BATCH_BYTES = 4 * 1024 * 1024  # of one answer, so that the server never queues 
 MULTI = 1000  # the server answers for at most 1024 subjects at once
 NAMED = 100  # subjects asked for by name in one request: a thousand keep a busy server for seconds
 ELECTION, PAUSE = 3.0, 0.1  # seconds that a stream without a leader is waited for, and between two looks
+LOOK = 0.005  # seconds until a replica that is behind is asked again
 _EOB, _MISSING, _TOO_MANY = 204, 404, 413
 
 Message = tuple[dict[str, str], bytes]
@@ -38,17 +39,21 @@ async def subject_after(connection: Connection, stream: str, subject: str, after
 
 
 async def last_of_each(connection: Connection, stream: str, subjects: str) -> AsyncIterator[Message]:
-    """The last message of each subject that ``subjects`` (a wildcard) matches. Raises `BrokerError`."""
-    chunks: Sequence[list[str]] = [[subjects]]
+    """The last message of each subject that ``subjects`` (a wildcard) matches, as new as what the stream's leader has
+    when this is called. Raises `BrokerError`."""
+    state = (await connection.api(f"STREAM.INFO.{stream}"))["state"]
+    if state["messages"] == 0:
+        return
+    at_least, chunks = int(state["last_seq"]), list[list[str]]()
     try:
-        async for found in _multi(connection, stream, [subjects]):
+        async for found in _multi(connection, stream, [subjects], at_least):
             yield found
         return
     except _TooMany:
         names = await _subjects(connection, stream, subjects)
         chunks = [names[start : start + NAMED] for start in range(0, len(names), NAMED)]
     for chunk in chunks:
-        async for found in _multi(connection, stream, chunk):
+        async for found in _multi(connection, stream, chunk, at_least):
             yield found
 
 
@@ -61,14 +66,23 @@ class _TooMany(Exception):
     pass
 
 
-async def _multi(connection: Connection, stream: str, subjects: list[str]) -> AsyncIterator[Message]:
+async def _multi(connection: Connection, stream: str, subjects: list[str], at_least: int = 0) -> AsyncIterator[Message]:
+    """Page by page, and each again while the replica that answers is behind: behind sequence ``at_least`` at the first
+    page, with fewer messages than another one had left at the next."""
     body: dict[str, Any] = {"multi_last": subjects, "batch": MULTI, "max_bytes": BATCH_BYTES}
+    until, left = asyncio.get_running_loop().time() + ELECTION, 0
     while True:
         messages, pending, up_to = await _batch(connection, stream, body)
+        if up_to < at_least or len(messages) + pending < left:
+            if asyncio.get_running_loop().time() >= until:
+                raise BrokerUnavailable(f"A replica of {stream} at {connection} stays behind its leader")
+            await asyncio.sleep(LOOK)
+            continue
         for found in messages:
             yield found
         if pending == 0:
             return
+        left = pending
         if messages:
             body |= {"seq": int(messages[-1][0][SEQUENCE]) + 1} | ({"up_to_seq": up_to} if up_to else {})
 

@@ -147,7 +147,11 @@ class AppendContract(StoreKit):
         assert info.created_at < info.expires_at
 
     async def test_a_status_never_lags_behind_what_was_confirmed(self, store: StreamStore, other: StreamStore) -> None:
-        """Though this store follows the stream, and what another stored may reach its tail only later."""
+        """Though this store follows the stream, and what another stored may reach its tail, or a replica, later."""
+
+        async def listed() -> dict[str, str]:
+            return {info.stream_id: info.status async for info in store.streams()}
+
         for number in range(10):
             stream_id = f"s{number}"
             lease = await lease_of(other, stream_id)
@@ -157,8 +161,11 @@ class AppendContract(StoreKit):
             assert (await within(store.status(stream_id))).cursor == cursor
             await within(other.finalize(stream_id, "done", None, lease))
             assert (await within(store.status(stream_id))).status == "done"
+            assert (await within(listed()))[stream_id] == "done"
             await within(other.delete(stream_id))
             assert (await within(store.status(stream_id))).status == "missing"
+            assert stream_id not in await within(listed())
             await within(other.acquire(stream_id))
+            assert (await within(listed()))[stream_id] == "streaming"
             assert (await within(store.status(stream_id))).status == "streaming"
             reader.close()
