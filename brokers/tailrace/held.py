@@ -43,6 +43,7 @@ class Held:
     def acquired(self, writer: Writer) -> None:
         """``writer`` serves a lease that this store acquired."""
         self._leases[writer.lease.stream_id] = writer.lease
+        self._fenced.pop(writer.lease.stream_id, None)  # what went before it is of no interest any more
         self.serve(writer)
 
     def serve(self, writer: Writer) -> None:
@@ -55,11 +56,11 @@ class Held:
         stream_id = writer.lease.stream_id
         if self._leases.get(stream_id) != writer.lease:
             return
-        if isinstance(writer.failure, StreamSuperseded):
-            self._fenced[stream_id] = writer.lease
-            if len(self._fenced) <= MOST_FENCED:
-                return
-            stream_id = next(iter(self._fenced))
-        lease = self._fenced.pop(stream_id, writer.lease)
-        if self._leases.get(stream_id) == lease:
+        if not isinstance(writer.failure, StreamSuperseded):
             del self._leases[stream_id]
+            self._fenced.pop(stream_id, None)
+            return
+        self._fenced[stream_id] = writer.lease
+        if len(self._fenced) > MOST_FENCED:
+            oldest = next(iter(self._fenced))
+            del self._fenced[oldest], self._leases[oldest]

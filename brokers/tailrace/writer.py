@@ -25,6 +25,7 @@ from tailrace import decide
 from tailrace.commit import Moved, Rewound, commit, insist, new_nonce
 from tailrace.errors import (
     BrokerFailed,
+    BrokerUnavailable,
     ChunkTooLarge,
     StreamFinalized,
     StreamNotFound,
@@ -164,7 +165,7 @@ class Writer:
         except TailraceError as error:
             self._fail(error, waiting)
         except asyncio.CancelledError:
-            self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), waiting)
+            self._close(waiting)
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
             self._fail(BrokerFailed(f"Writing {self.lease.stream_id} failed: {type(error).__name__}: {error}"), waiting)
@@ -252,6 +253,12 @@ class Writer:
             else:
                 self._ended.set_result(None)
 
+    def _close(self, waiting: Sequence[asyncio.Future[Shift]]) -> None:
+        said = f"The store that produced {self.lease.stream_id} was closed"
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_exception(BrokerUnavailable(f"{said} before its ending was confirmed"))
+        self._fail(StreamFinalized(said), waiting)
+
     async def abandon(self) -> None:
         """Stop writing at once; what was in flight may or may not be stored."""
         if (task := self._task) is not None:
@@ -259,7 +266,7 @@ class Writer:
             await asyncio.wait({task})
             if self._task is task:  # it was cancelled before it began
                 self._task = None
-                self._fail(StreamFinalized(f"The store that produced {self.lease.stream_id} was closed"), ())
+                self._close(())
 
 
 def _chunks(stream_id: str, data: list[bytes], at: Mark) -> Record:

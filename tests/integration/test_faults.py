@@ -599,6 +599,21 @@ async def test_a_broker_away_for_three_lease_times_ends_no_answer(world: World, 
     await check_live(world, answers)
 
 
+async def test_an_ending_that_is_not_confirmed_when_the_store_closes_is_not_told(world: World, unique: str) -> None:
+    plan = FaultPlan(0)
+    store = await world.store(plan)
+    lease = (await store.acquire(unique)).lease
+    await store.append(unique, b"x", lease)
+    plan.is_away = True
+    finishing = asyncio.create_task(store.finalize(unique, "done", None, lease))
+    await asyncio.sleep(0)
+    store._timeout = 0.1  # that closing waits for endings
+    await store.aclose()
+    with pytest.raises(BrokerUnavailable, match="was closed before its ending was confirmed"):
+        await finishing
+    assert [stored.record.ending for stored in await world.records(unique)] == [None, None]
+
+
 @pytest.mark.parametrize("how", ["paused", "killed"])
 @pytest.mark.parametrize(
     ("kind", "world_of"),
