@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 
 from tailrace._server_directory import ServerDirectory, is_locked
@@ -22,6 +24,13 @@ def tie_by_kernel() -> Callable[[], None]:
             os._exit(1)
 
     return tie
+
+
+def tie_where_possible() -> Callable[[], None] | None:
+    """`tie_by_kernel`, or None where it cannot be had: the signal comes when the thread that starts the process ends,
+    so only the main thread's may be used."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return tie_by_kernel() if sys.platform == "linux" and is_main else None
 
 
 def tie_by_watchdog(directory: ServerDirectory, lock: int) -> Callable[[], None]:

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,13 +118,15 @@ async def test_the_bytes_survive_on_each_broker(cli: Any, text: Path, temporary:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_embedded_kafka_is_killed_too(cli: Any, text: Path, tmp_path: Path, temporary: Path) -> None:
     try:
         classpath()
     except LocalKafkaError as error:
         pytest.skip(f"{error} ({error.hint})")
     store = f"embedded+kafka://{tmp_path / 'kafka'}"
-    done = cli("demo", "--exit", "--seed", "3", "--input", str(text), "--seconds", "20", "--store", store, "--json")
+    arguments = ("demo", "--exit", "--seed", "3", "--input", str(text), "--seconds", "20", "--store", store, "--json")
+    done = cli(*arguments, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     told = json.loads(done.stdout)
     assert told["sha256_received"] == hashlib.sha256(text.read_bytes()).hexdigest()
@@ -175,6 +178,16 @@ def test_an_interrupted_demo_leaves_nothing(
     assert demo.stderr.read() == b""
     assert leftovers(temporary) == []
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_killed_demo_leaves_no_process(cli: Any, text: Path, temporary: Path) -> None:
+    demo = cli.start("demo", "--exit", "--input", str(text), "--seconds", "60")
+    while "A gateway serves" not in (line := demo.stdout.readline().decode()):
+        assert line, demo.stderr.read().decode()
+    assert len(leftovers(temporary)) > 2
+    demo.kill()
+    await_gone(temporary)
 
 
 def test_a_demo_that_cannot_start_says_why(cli: Any, temporary: Path, complaint: Callable[[Any], str]) -> None:

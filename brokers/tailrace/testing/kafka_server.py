@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from tailrace._ports import choose_port
+from tailrace._ties import tie_where_possible
 from tailrace.kafka_local import metadata
 from tailrace.kafka_local.node import Node, new_cluster_id
 from tailrace.testing.server_process import HOST, START_TIMEOUT, Killed, ServerProcess
@@ -72,7 +73,7 @@ class KafkaServer(ServerProcess):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=self._tie(),  # noqa: PLW1509 - one call that takes no lock
+                preexec_fn=tie_where_possible(),  # noqa: PLW1509 - one call that takes no lock
             )
 
     def _is_ready(self) -> bool:

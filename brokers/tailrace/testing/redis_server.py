@@ -12,6 +12,7 @@ from typing import Self
 
 from tailrace._binaries import packaged
 from tailrace._ports import choose_port
+from tailrace._ties import tie_where_possible
 from tailrace.errors import BrokerUnavailable
 from tailrace.testing.server_process import HOST, START_TIMEOUT, Killed, ServerProcess
 
@@ -70,7 +71,7 @@ class RedisServer(ServerProcess):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=self._tie(),  # noqa: PLW1509 - one call that takes no lock
+            preexec_fn=tie_where_possible(),  # noqa: PLW1509 - one call that takes no lock
         )
 
     def _is_ready(self) -> bool:

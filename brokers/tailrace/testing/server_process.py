@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-from tailrace._ties import tie_by_kernel
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0
@@ -65,13 +60,6 @@ class ServerProcess(Killed):
             time.sleep(self.look_interval)
         self.kill()
         raise RuntimeError(f"{type(self).__name__} in {self.directory} did not start:\n{self.log[-4000:]}")
-
-    @staticmethod
-    def _tie() -> Callable[[], None] | None:
-        """What a new process runs first, to end with this one."""
-        # The tie fires when the thread that starts the server ends, so only the main thread's may be used.
-        tied = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
-        return tie_by_kernel() if tied else None
 
     @property
     def log(self) -> str:

@@ -1,7 +1,8 @@
 """The demo's processes: gateway and workers as own processes of this program, and the broker that they share.
 
 Rules. A process is ended by its pid and waited for. Each is a session of its own, so that Ctrl-C reaches the demo
-alone, which then ends the others. What they log goes into files of the demo's folder.
+alone, which then ends the others; where the demo itself is killed, the kernel kills them (on Linux). What they log goes
+into files of the demo's folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Self
 from urllib.parse import unquote
 
 from tailrace._server_directory import ServerDirectory, is_locked
+from tailrace._ties import tie_where_possible
 from tailrace.commands.runtime import Usage
 from tailrace.embedded import Embedded, EmbeddedError, attach, default_directory, read_record
 from tailrace.errors import TailraceError
@@ -49,6 +51,7 @@ class Process:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=tie_where_possible(),
             )
         return cls(name, process, log)
 
