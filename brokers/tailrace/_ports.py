@@ -8,6 +8,7 @@ from tailrace._server_directory import HOST, EmbeddedError
 # Below the ports that systems give to outgoing connections: a client that dials a dead port of that range can be
 # given the same port as its own, connect to itself, and so keep the server from coming back.
 PORTS = range(20_000, 32_000)
+_given: set[int] = set()  # by this process: whoever got one may listen on it only later
 
 
 def choose_port(fixed: int | None, before: int | None) -> int:
@@ -19,7 +20,8 @@ def choose_port(fixed: int | None, before: int | None) -> int:
     if before is not None and is_free(before):
         return before
     for port in random.sample(PORTS, 200):
-        if is_free(port):
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     raise EmbeddedError(f"no free port between {PORTS.start} and {PORTS.stop - 1}", code="embedded-port")
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tailrace._ports import choose_port
 from tailrace.testing.server_process import HOST, Killed
 from tailrace.testing.servers import NatsServer
 
@@ -53,15 +52,17 @@ class NatsCluster(Killed):
         return self
 
     def _describe(self) -> None:
-        routes, monitors = _free_ports(SIZE), _free_ports(SIZE)
+        ports = [choose_port(None, None) for _ in range(3 * SIZE)]  # a cluster's nodes name one another before they run
+        routes, monitors, clients = ports[:SIZE], ports[SIZE : 2 * SIZE], ports[2 * SIZE :]
         others = ", ".join(f"nats://{HOST}:{port}" for port in routes)
-        for number, (route, monitor) in enumerate(zip(routes, monitors, strict=True), 1):
+        for number, (route, monitor, port) in enumerate(zip(routes, monitors, clients, strict=True), 1):
             name = f"n{number}"
             config = (
                 f'server_name: {name}\nhttp: "{HOST}:{monitor}"\n'
                 f'cluster {{ name: {NAME}, listen: "{HOST}:{route}", routes: [{others}] }}'
             )
             self.nodes[name] = NatsServer(self._directory / name, config=config)
+            self.nodes[name].port = port
             self._monitors[name] = monitor
 
     def await_health(self) -> None:
@@ -127,10 +128,3 @@ class NatsCluster(Killed):
         except (OSError, ValueError):
             return {}
         return told
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free at once: a cluster's nodes must name one another before they run."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [int(one.getsockname()[1]) for one in sockets]
