@@ -18,7 +18,7 @@ from tailrace.testing import MakeStore, StoreContract
 from tailrace.testing.cluster import NatsCluster
 from tailrace.testing.resolve import resolve
 
-_prefixes = (f"kit{number}" for number in itertools.count())
+_prefixes = (f"kit{os.getpid()}-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")

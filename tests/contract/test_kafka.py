@@ -17,7 +17,7 @@ from tailrace.store import LogStore
 from tailrace.testing import MakeStore, StoreContract
 from tailrace.testing.resolve import resolve
 
-_prefixes = (f"kit{number}" for number in itertools.count())
+_prefixes = (f"kit{os.getpid()}-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from tailrace.testing.servers import NatsServer
 
-TIMEOUT = 60  # seconds: a command that hangs fails its test
+TIMEOUT = 100  # seconds: a command that hangs fails its test
 
 
 class Cli:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import socket
 import socketserver
@@ -21,7 +22,7 @@ from tailrace.testing.servers import NatsServer
 
 Complaint = Callable[[Any], str]
 VERY_SLOW = '{"text": "%s", "rate": 5, "chunk": 1}' % ("0123456789" * 60)
-SLOW = '{"text": "0123456789abcdefghij", "rate": 5, "chunk": 1}'
+SLOW = '{"text": "0123456789abcdefghij", "rate": 3, "chunk": 1}'
 
 HANDLERS = """
 import asyncio
@@ -141,7 +142,7 @@ def test_publish_and_read_go_on_through_a_killed_broker(cli: Any, server: NatsSe
     assert got + reader.stdout.read() == b"before, meanwhile, after"
     assert reader.wait() == 0
     assert reader.stderr.read() == b""
-    assert publisher.stderr.read() == b"tailrace: published a: 24 bytes in 3 chunks\n"
+    assert re.fullmatch(rb"tailrace: published a: 24 bytes in [23] chunks\n", publisher.stderr.read())
 
 
 def test_a_reader_that_leaves_ends_the_read_quietly(cli: Any, server: NatsServer) -> None:
@@ -266,7 +267,9 @@ def test_sigterm_drains_a_gateway_and_a_worker(cli: Any, server: NatsServer) -> 
 def test_a_worker_with_a_port_tells_its_health_there(cli: Any, server: NatsServer) -> None:
     worker = cli.serve("worker", "--store", server.url, WORKER_PORT="0")
     assert httpx.get(worker.url + "/healthz", trust_env=False).json() == {"status": "up"}
-    assert httpx.get(worker.url + "/readyz", trust_env=False).json() == {"status": "ready"}
+    while (told := httpx.get(worker.url + "/readyz", trust_env=False, timeout=30)).status_code == 503:
+        assert told.json()["code"] == "not-ready"  # its own beat was not heard yet
+    assert told.json() == {"status": "ready"}
     for path in ("/v1/runs/a", "/docs", "/openapi.json"):
         assert httpx.get(worker.url + path, trust_env=False).status_code == 404
     server.kill()
@@ -332,7 +335,8 @@ def test_a_store_that_cannot_be_had_is_one_line(cli: Any, server: NatsServer, co
             (f"rediss://127.0.0.1:{nats}", "broker-refused"),
             (f"kafka+ssl://127.0.0.1:{nats}?tls_ca=/nonexistent", "broker-refused"),
         ):
-            times = {f"{name}_CONNECT_TIMEOUT": "0.5" for name in ("NATS", "KAFKA", "REDIS")}
+            wait = "0.5" if code == "broker-unavailable" else "10"
+            times = {f"{name}_CONNECT_TIMEOUT": wait for name in ("NATS", "KAFKA", "REDIS")}
             done = cli("ls", "--store", store, **times)
             assert (done.returncode, done.stdout) == (2, b""), store
             assert f"[{code}]. " in complaint(done), store

@@ -47,7 +47,7 @@ BIN = Path(sys.executable).parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
-PATIENCE = 60.0  # seconds after which a snippet hangs
+PATIENCE = 100.0  # seconds after which a snippet hangs
 SERVED = "ready on http://"
 
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -56,8 +56,8 @@ async def main():
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     options = StoreOptions(
         lease_ttl=float(sys.argv[2]),
-        jetstream=JetStreamOptions(shards=4, request_timeout=1.0),
-        kafka=KafkaOptions(partitions=4, claims_partitions=2, request_timeout=1.0),
+        jetstream=JetStreamOptions(shards=4),
+        kafka=KafkaOptions(partitions=4, claims_partitions=2),
     )
     store = await connect(sys.argv[1], options)
     say(member=store.members.id)

@@ -50,7 +50,7 @@ from tailrace.embedded import attach
 async def main():
     for _ in range(20):
         async with await attach(Path(sys.argv[1])) as broker:
-            client = await nats.connect(broker.url, allow_reconnect=False)
+            client = await nats.connect(broker.url, allow_reconnect=False, connect_timeout=20)
             await client.jetstream().account_info()
             await client.close()
         await asyncio.sleep(random.uniform(0.3, 0.7))
@@ -133,7 +133,7 @@ def is_gone(directory: Path) -> bool:
 
 @asynccontextmanager
 async def client(directory: Path) -> AsyncIterator[Client]:
-    connection = await nats.connect(read_url(directory), allow_reconnect=False)
+    connection = await nats.connect(read_url(directory), allow_reconnect=False, connect_timeout=20)
     try:
         yield connection
     finally:

@@ -395,7 +395,7 @@ async def test_a_body_that_stays_away_behind_its_answer_closes_without_another(q
 @on_both_loops
 async def test_live_readers_and_half_a_later_request_outlive_the_timeouts(quiet: None) -> None:
     app = App()
-    bounds = {"header_timeout_s": 0.1, "body_timeout_s": 0.1, "idle_timeout_s": 0.1}
+    bounds = {"header_timeout_s": 0.5, "body_timeout_s": 0.5, "idle_timeout_s": 0.5}
     async with running(app, **bounds) as server, connect(server) as (reader, writer):
         writer.write(request("/gated") + b"GET /who")
         await app.streaming.wait()

@@ -152,7 +152,7 @@ async def test_a_full_broker_ends_runs_truly_and_loses_none(
     text = sample_text(5, 40_000)
     runs = [f"run-{number}" for number in range(4)]
     for run_id in runs:
-        await start_run(client, gateway.url, run_id, {"text": text, "chunk": 20, "rate": 200})
+        await start_run(client, gateway.url, run_id, {"text": text, "chunk": 20, "rate": 40})
     async with Reading(*(HttpReader(client, gateway.url, run_id) for run_id in runs)) as reading:
         await until(lambda: worker.log.count("ending-not-stored") >= len(runs), "not even an ending fits")
         late = await client.post(
@@ -262,11 +262,11 @@ async def test_a_reader_that_stops_reading_is_cut_off_and_resumes(start: Any, cl
     before = gateway.resident_bytes()
     await start_run(client, gateway.url, "gated", {"text": "ready when you are"}, "gate")
     readers = [HttpReader(client, gateway.url, "flood", sse=number == 0) for number in range(3)]
-    stuck_ones = []
+    stuck_ones: list[tuple[socket.socket, bytes]] = []
     async with Reading(HttpReader(client, gateway.url, "gated")) as others:
         await others.begun()
         await start_run(client, gateway.url, "flood", {"parts": PARTS, "size": SIZE}, "flood")
-        stuck_ones = [await stuck(gateway, "flood") for _ in range(SLOW)]
+        stuck_ones = await asyncio.gather(*(stuck(gateway, "flood") for _ in range(SLOW)))
         async with Reading(*readers) as reading:
             await reading.over()
         await until(lambda: "reader-aborted" in gateway.log or "slow-reader" in gateway.log, "somebody was cut off")

@@ -414,7 +414,7 @@ async def test_half_a_surrogate_pair_in_a_message(npm: Npm, store: LogStore) -> 
 
 
 async def test_a_stream_of_npms_expires(npm: Npm, store: LogStore, other: LogStore) -> None:
-    await npm.acquire("a", ttlMs=2000)
+    await npm.acquire("a", ttlMs=4000)
     await npm.append("a", b"x")
     reading = store.read("a")
     assert (await asyncio.wait_for(anext(reading), PATIENCE)).chunk == b"x"
@@ -425,7 +425,7 @@ async def test_a_stream_of_npms_expires(npm: Npm, store: LogStore, other: LogSto
 
 
 async def test_an_unwatched_stream_of_npms_expires(npm: Npm, store: LogStore) -> None:
-    await npm.acquire("a", ttlMs=1000)
+    await npm.acquire("a", ttlMs=3000)
     assert (await store.status("a")).status is Status.STREAMING
     async with asyncio.timeout(PATIENCE):
         while await npm.call("status", "a") != "missing":

@@ -296,7 +296,7 @@ async def test_drain_waits_and_then_ends_the_rest(store: MemoryStore) -> None:
         await submit(store, "a", "short")
         await submit(store, "b", "long")
         await until(lambda: short.begun and long.begun)
-        draining = asyncio.create_task(worker.drain(0.5))
+        draining = asyncio.create_task(worker.drain(2.0))
         await asyncio.sleep(0)
         await submit(store, "late", "short")
         short.open.set()

@@ -134,7 +134,7 @@ def _runs(options: KafkaOptions) -> dict[str, str]:
 async def check(connection: Connection, topics: Sequence[Topic]) -> None:
     """Make or check every topic, and return when each partition has a leader. Idempotent, also from several processes
     at once. Raises `BrokerError`."""
-    admin = AIOKafkaAdminClient(**connection.library, request_timeout_ms=int(connection.options.request_timeout * 1000))
+    admin = AIOKafkaAdminClient(**connection.library, request_timeout_ms=int(PATIENCE * 1000))  # a cold broker is slow
     try:
         async with asyncio.timeout(PATIENCE):
             await admin.start()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tailrace.decide import ends_a_life
+from tailrace.decide import begins_a_life, ends_a_life
 from tailrace.errors import UnsupportedRecord
 from tailrace.kafka.chain import Chain, Judged
 from tailrace.kafka.reading import Raw
@@ -99,6 +99,9 @@ class Track:
         """Remember it, unless there was too much to remember already."""
         if self.history is None:
             return
+        if begins_a_life(stored.record):
+            del self.history[:-1]  # the last one freed the id; the life before it is told to nobody
+            self._history_bytes = 0
         self.history.append(stored)
         self._history_bytes += sum(map(len, stored.record.chunks))
         if self._history_bytes > HISTORY_BYTES and len(self.history) > 1:

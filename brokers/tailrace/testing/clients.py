@@ -209,8 +209,12 @@ async def start_run(
 
 
 async def status_of(client: httpx.AsyncClient, base: str, run_id: str) -> dict[str, Any]:
-    """What ``/status`` tells. Raises `Refused` for any answer but 200."""
-    response = await client.get(f"{base}/v1/runs/{run_id}/status")
+    """What ``/status`` tells. Asks again while the gateway is busy. Raises `Refused` for any other answer than 200."""
+    while True:
+        response = await client.get(f"{base}/v1/runs/{run_id}/status")
+        if response.status_code not in BUSY:
+            break
+        await asyncio.sleep(PAUSE)
     if response.status_code != 200:
         raise Refused(f"{run_id}: {response.status_code} {response.text}")
     told: dict[str, Any] = response.json()

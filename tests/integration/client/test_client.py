@@ -286,7 +286,7 @@ async def test_each_ending_is_its_own_error_behind_the_last_byte(
     speech: Any, service: Any, end: str, kind: type[Exception]
 ) -> None:
     store = service.store
-    await published(store, "s", b"abc", end=None, ttl=0.5 if end == "expired" else None)
+    await published(store, "s", b"abc", end=None, ttl=2.0 if end == "expired" else None)
     async with speech.client(service.url, patience=QUICK) as client:
         reading = speech.each(client.resume("s").bytes())
         assert await anext(reading) == b"abc"

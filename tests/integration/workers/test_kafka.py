@@ -80,7 +80,7 @@ class TestKafkaWorkers(WorkerSuite):
     async def assert_queued(self, deployment: Deployment, store: LogStore, *, taken: int, waiting: int) -> None:
         table = runs_of(store).table
         await until(lambda: len(table.taken_by(store.members.id)) == taken)
-        assert len(list(table)) == taken + waiting
+        await until(lambda: len(list(table)) == taken + waiting)
 
 
 @pytest.mark.chaos
