@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,41 @@ async def test_a_node_that_led_before_is_not_believed_that_records_are_gone(
 
         altered(broker.connection, monkeypatch, alter)
         monkeypatch.setattr(broker.connection, "leader", lambda one: now if one == place else leader(one))
-        await life.word(b"after ")
-        await denied.wait()
-        for number in range(5):
-            await life.word(b"%d" % number)
+        while not denied.is_set():  # the question that it has may have been asked before
+            await life.word(b"after ")
+        for _ in range(5):
+            await life.word(b"denied")
         await Life(reader, "theirs").begin(b"others' too")
         assert replay(await broker.log.read("theirs"))[1] == [b"others' too"]
-        assert replay(await reader.log.read("s"))[1] == [b"before ", b"after ", *(b"%d" % n for n in range(5))]
+        assert replay(await reader.log.read("s"))[1][-6:] == [b"after "] + [b"denied"] * 5
         assert track.beginning == beginning
         assert "lost records" not in caplog.text
+
+
+async def test_a_partition_that_nobody_leads_holds_no_other_up(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is asked for its leader may not answer for a while."""
+    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+        orphan, other = broker.names.all_records
+        for place in (orphan, other):
+            await broker.sender.send(place, b"nobody", b"", [])
+        leader, relearn = broker.connection.leader, broker.connection.relearn
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            asked.set()
+            await answered.wait()
+            await relearn()
+
+        monkeypatch.setattr(broker.connection, "relearn", slow)
+        monkeypatch.setattr(
+            broker.connection, "leader", lambda one: leader(one) if one != orphan or answered.is_set() else None
+        )
+        found = [await broker.feeds.follow(orphan, lambda batch: None, lambda first, end: end, 0)]
+        await asked.wait()
+        found.append(await broker.feeds.follow(other, lambda batch: None, lambda first, end: end, 0))
+        await found[1].passed(1)
+        assert found[0].position == 0
+        answered.set()
+        await found[0].passed(1)

@@ -26,7 +26,7 @@ from tailrace.kafka import claims as claims_module
 from tailrace.kafka import feeds as feeds_module
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.claims import Entry
-from tailrace.kafka.connection import FOLLOW, Connection, Fetched, Place
+from tailrace.kafka.connection import FOLLOW, LOOK_UP, Connection, Fetched, Place
 from tailrace.kafka.reading import TRIES, read
 from tailrace.kafka.sender import parts
 from tailrace.log import AppendRefused, AppendUnknown
@@ -40,6 +40,7 @@ from tailrace.testing.worlds import replay
 pytestmark = pytest.mark.slow
 
 PATIENCE = 60.0
+METADATA = 0  # the client library's own lane
 DEEP = b"[" * 100_000
 
 
@@ -460,21 +461,33 @@ async def test_a_command_that_came_second_does_not_outlive_the_first(
         assert last == {first.id.encode(): None, b"second": None, f"{first.id}/m".encode(): None}
 
 
-@pytest.mark.slow
-async def test_a_node_that_says_nothing_holds_up_nobody_elses_streams(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["but is connected", "and takes connections"])
+async def test_a_node_that_says_nothing_holds_up_nobody_elses_streams(tmp_path: Path, how: str) -> None:
     with KafkaCluster(tmp_path / "kafka") as cluster:
         patient = KafkaOptions(partitions=6, claims_partitions=1, replicas=3, request_timeout=30.0)
         broker = await open_kafka(cluster.url.partition("/?")[0], options=patient)
         try:
-            leaders = {place: broker.connection.leader(place) for place in broker.names.all_records}
-            silent = cluster.leader(broker.names.all_records[0].topic)
-            silent.pause()
+            connection = broker.connection
+            leaders = {place: connection.leader(place) for place in broker.names.all_records}
+            needed = connection.leader(broker.names.all_claims[0])
+            silent = next(node for node in cluster.nodes if node.id != needed and node.id in leaders.values())
             led = [place for place, leader in leaders.items() if leader == silent.id]
-            assert 0 < len(led) < len(leaders)
-            stuck = [asyncio.create_task(broker.connection.end(place)) for place in led]
+            others = [place for place in leaders if place not in led]
+            for place in others:
+                await broker.sender.send(place, b"nobody", b"", [])
+            silent.pause()
+            if how == "and takes connections":
+                for lane in (LOOK_UP, METADATA):
+                    connection.hang_up(silent.id, lane)
+            stuck: list[asyncio.Task[Any]] = [asyncio.create_task(connection.end(place)) for place in led]
+            stuck.append(asyncio.create_task(connection.relearn()))
             await asyncio.sleep(0)
             async with asyncio.timeout(patient.request_timeout / 2):
-                await asyncio.gather(*(broker.connection.end(one) for one in leaders if one not in led))
+                await asyncio.gather(*(connection.end(place) for place in others))
+                for place in others:  # each by a connection that has to be made
+                    feed = await broker.feeds.follow(place, lambda batch: None, lambda first, end: end, 0)
+                    await feed.passed(1)
+            assert not any(task.done() for task in stuck[:-1])
             silent.resume()
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*stuck)

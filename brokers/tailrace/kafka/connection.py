@@ -6,8 +6,9 @@ wait is over, and a producer that numbers its batches is lost after one refusal.
 offset, and whether a record counts is said by its condition (`chain`), however often and late it is stored.
 
 Rules. A broker answers one request at a time on a connection, so every kind of request has a connection of its own
-(its *lane*), and whatever waits never holds up what does not. A request ends in one of three ways: an answer,
-`Unanswered`, or a `BrokerError` (it was never sent, or the broker refused it).
+(its *lane*), and whatever waits never holds up what does not; nor does a connection that is being made any other. A
+request ends in one of three ways: an answer, `Unanswered`, or a `BrokerError` (it was never sent, or the broker refused
+it).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from aiokafka import errors
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import create_conn
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
@@ -63,6 +65,34 @@ class Fetched(NamedTuple):
     data: bytes
 
 
+class _Client(AIOKafkaClient):  # type: ignore[misc]  # the library has no types
+    """The library's, which makes one connection at a time, however long a silent node lets it wait. This one waits for
+    whom it connects to alone, and only for ``patience`` seconds; no longer either where it asks for the metadata."""
+
+    _get_conn_lock = nullcontext()  # instead of the one lock for all
+
+    def __init__(self, patience: float, **library: Any) -> None:
+        super().__init__(**library)
+        self._patience = patience
+        self._connecting: dict[tuple[Any, int], asyncio.Lock] = {}
+
+    async def _get_conn(self, node_id: Any, *, group: int = ConnectionGroup.DEFAULT, no_hint: bool = False) -> Any:
+        found = self._conns.get((node_id, group))
+        if found is not None and found.connected():
+            return found
+        try:
+            async with (
+                asyncio.timeout(self._patience),
+                self._connecting.setdefault((node_id, group), asyncio.Lock()),
+            ):
+                found = await super()._get_conn(node_id, group=group, no_hint=no_hint)
+        except TimeoutError:
+            return None
+        if found is not None and group == ConnectionGroup.DEFAULT:
+            found._request_timeout = self._patience
+        return found
+
+
 class Connection:
     """Made by `Connection.open`."""
 
@@ -76,7 +106,7 @@ class Connection:
         patience = options.fetch_wait + options.request_timeout
         self.closed = False
         self.damaged = 0
-        self._client = AIOKafkaClient(**self.library, request_timeout_ms=int(patience * 1000) + 500)
+        self._client = _Client(options.request_timeout, **self.library, request_timeout_ms=int(patience * 1000) + 500)
         self.topics: list[str] = []
         self._asked: dict[int | None, dict[Place, asyncio.Future[int]]] = {}  # by node
         self._asking: dict[int | None, asyncio.Task[None]] = {}

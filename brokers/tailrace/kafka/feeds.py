@@ -59,7 +59,7 @@ class Feeds:
         self._connection = connection
         self._lanes: list[_Lane] = []
         self._joining: list[Feed] = []
-        self._placing: asyncio.Task[None] | None = None
+        self._seeking: asyncio.Task[None] | None = None
         self._feeds: dict[Place, Feed] = {}
         self._resting: set[asyncio.Future[None]] = set()
         self._mending: set[asyncio.Task[None]] = set()
@@ -120,31 +120,33 @@ class Feeds:
 
     def _place(self, *feeds: Feed) -> None:
         self._joining.extend(feeds)
-        if self._joining and self._placing is None and not self._closed:
-            self._placing = asyncio.create_task(self._find_places())
+        asyncio.get_running_loop().call_soon(self._find_places)  # what one turn of the loop adds goes together
 
-    async def _find_places(self) -> None:
+    def _find_places(self) -> None:
         """Give each feed that has none a lane at the node that leads its partition."""
+        if self._closed:
+            return
+        joining, self._joining = self._joining, []
+        for feed in joining:
+            node = self._connection.leader(feed.place)
+            if node is None:
+                self._joining.append(feed)
+            else:
+                self._lane(node).feeds[feed.place] = feed
+        for lane in self._lanes:
+            if lane.task is None:
+                lane.task = asyncio.create_task(self._run(lane), name=f"tailrace-feed-{lane.number}")
+        if self._joining and self._seeking is None:
+            self._seeking = asyncio.create_task(self._seek())
+
+    async def _seek(self) -> None:
+        """Ask who leads the partitions that nobody is known to lead. Those that join meanwhile do not wait for that."""
         try:
-            await asyncio.sleep(0)
-            while self._joining:
-                homeless = []
-                joining, self._joining = self._joining, []
-                for feed in joining:
-                    node = self._connection.leader(feed.place)
-                    if node is None:
-                        homeless.append(feed)
-                    else:
-                        self._lane(node).feeds[feed.place] = feed
-                for lane in self._lanes:
-                    if lane.task is None:
-                        lane.task = asyncio.create_task(self._run(lane), name=f"tailrace-feed-{lane.number}")
-                if homeless:
-                    self._joining.extend(homeless)
-                    await self._connection.relearn()
-                    await asyncio.sleep(RETRY_PAUSE)
+            await self._connection.relearn()
+            await asyncio.sleep(RETRY_PAUSE)
         finally:
-            self._placing = None
+            self._seeking = None
+            self._find_places()
 
     def _lane(self, node: int) -> _Lane:
         """A lane to the node that has not asked yet."""
@@ -334,8 +336,8 @@ class Feeds:
         """Stop. A second call does nothing."""
         self._closed = True
         tasks = [*self._mending, *(lane.task for lane in self._lanes if lane.task is not None)]
-        if self._placing is not None:
-            tasks.append(self._placing)
+        if self._seeking is not None:
+            tasks.append(self._seeking)
         for task in tasks:
             task.cancel()
         if tasks:
