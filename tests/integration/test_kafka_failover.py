@@ -19,8 +19,10 @@ from aiokafka.protocol.produce import ProduceRequest
 
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
-from tailrace.kafka.connection import FOLLOW, LOOK_UP, Connection, Place
+from tailrace.kafka.connection import FOLLOW, LOOK_UP, WRITE, Connection, Place
 from tailrace.kafka.log import KafkaLog
+from tailrace.kafka.refusals import Unanswered
+from tailrace.kafka.sender import Ack
 from tailrace.model import Status
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
@@ -121,6 +123,70 @@ async def test_a_claim_that_is_stored_although_its_append_failed_has_an_owner_wh
         go_on.set()
         await world.close()
     assert not told
+
+
+async def test_a_message_does_not_wait_for_the_next_one_to_be_sent(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is queued in the moment in which its node has nothing to send any more, or gets another leader while its node
+    answers. Two nodes are one here, by two numbers."""
+    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+        here, there = broker.names.all_records
+        leaders: dict[Place, int | None] = {here: server.id, there: server.id + 1}
+        answered, go_on, sent = asyncio.Event(), asyncio.Event(), list[asyncio.Future[Ack]]()
+
+        def send(place: Place) -> None:
+            sent.append(broker.sender.send(place, b"nobody", b"", []))
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            answer = await ask(server.id, request, lane)
+            if lane == WRITE and not go_on.is_set():
+                answered.set()
+                await go_on.wait()
+                if len(sent) == 1:
+                    send(there)
+            return answer
+
+        altered(broker.connection, monkeypatch, alter)
+        monkeypatch.setattr(broker.connection, "leader", lambda place: leaders.get(place, server.id))
+        send(here)
+        await answered.wait()
+        go_on.set()
+        asyncio.get_running_loop().call_soon(send, here)  # as soon as the node has nothing to send
+        await sent[0]
+        await asyncio.sleep(0)
+        assert len(await asyncio.gather(*sent)) == 3
+
+        for event in (answered, go_on):
+            event.clear()
+        send(here)
+        await answered.wait()
+        leaders[there] = server.id
+        send(there)
+        await asyncio.sleep(0)
+        leaders[there] = server.id + 1
+        go_on.set()
+        assert len(await asyncio.gather(*sent)) == 5
+
+
+async def test_an_answer_that_is_not_understood_leaves_nobody_waiting(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server, options) as broker, asyncio.timeout(PATIENCE):
+        place, answers = broker.names.all_records[0], ["of a stranger's topic", "of nothing"]
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            answer = await ask(node, request, lane)
+            if lane == WRITE and answers:
+                answer.topics = [] if answers.pop() == "of nothing" else [("strange", answer.topics[0][1])]
+            return answer
+
+        altered(broker.connection, monkeypatch, alter)
+        for _ in tuple(answers):
+            with pytest.raises(Unanswered):
+                await broker.sender.send(place, b"nobody", b"", [])
+        assert (await broker.sender.send(place, b"nobody", b"", [])).offset == 2
+        assert "not understood" in caplog.text
 
 
 # --- what is followed

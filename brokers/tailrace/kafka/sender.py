@@ -1,7 +1,7 @@
 """Sending records: what waits for a partition goes together, in few requests.
 
-Theory. Each node has a pump or two: a request in flight, and behind it what came meanwhile, one batch a partition. A
-slow broker makes batches larger, not queues longer. Batches are not numbered (no idempotent producer): a record that is
+Theory. Each node has a pump: a request in flight, and behind it what came meanwhile, one batch a partition. A slow
+broker makes batches larger, not queues longer. Batches are not numbered (no idempotent producer): a record that is
 stored twice, or late, is one that does not count, since its condition does not hold any more (`chain`). So nothing has
 to be retried under a number, and no refusal can spoil a partition for those who come behind.
 
@@ -14,6 +14,7 @@ A batch that is too large (somebody lowered the topic's limit) is halved until t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,10 +30,11 @@ from tailrace.kafka.refusals import Unanswered
 from tailrace.records import Record
 
 Headers = list[tuple[str, bytes]]
-PUMPS = 1  # requests in flight to one node
 BUSY, SPACING = 4, 0.001  # a request of so many records is followed by the next one after so many seconds at least
 BATCH_OVERHEAD = 61  # bytes of a batch beside its records
 REQUEST_BYTES = 16 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
 
 
 class Ack(NamedTuple):
@@ -70,7 +72,7 @@ class Sender:
         self._max_batch = connection.options.max_message_bytes
         self._queues: dict[Place, deque[Item]] = {}
         self._lowered: dict[Place, int] = {}
-        self._pumps: dict[int, set[asyncio.Task[None]]] = {}
+        self._pumps: dict[int, asyncio.Task[None]] = {}  # by node
         self._waiting: asyncio.Task[None] | None = None
         self._woken = False
         self._closed = False
@@ -101,26 +103,18 @@ class Sender:
         return future
 
     def _wake(self) -> None:
-        """Give every node with something to send a pump, if it has not its share."""
+        """Give every node with something to send a pump, if it has none."""
         self._woken = False
         if self._closed:
             return
         homeless = False
-        wanted: set[int] = set()
         for place, queue in self._queues.items():
             if queue:
                 node = self._connection.leader(place)
                 if node is None:
                     homeless = True
-                else:
-                    wanted.add(node)
-        for node in wanted:
-            pumps = self._pumps.setdefault(node, set())
-            if len(pumps) < PUMPS:
-                lane = WRITE + len(pumps)
-                task = asyncio.create_task(self._pump(node, lane))
-                pumps.add(task)
-                task.add_done_callback(pumps.discard)
+                elif node not in self._pumps:
+                    self._pumps[node] = asyncio.create_task(self._pump(node))
         if homeless and self._waiting is None:
             self._waiting = asyncio.create_task(self._find_leaders())
 
@@ -138,13 +132,18 @@ class Sender:
             while queue and queue[0].deadline < now:
                 _fail(queue.popleft(), BrokerUnavailable(f"Nobody leads {place} at {self._connection}"))
 
-    async def _pump(self, node: int, lane: int) -> None:
+    async def _pump(self, node: int) -> None:
         loop = asyncio.get_running_loop()
-        while batches := self._collect(node):
-            began = loop.time()
-            await self._send(node, lane, batches)
-            if sum(len(items) for _, items in batches.values()) >= BUSY:
-                await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
+        try:
+            while batches := self._collect(node):
+                began, sent = loop.time(), sum(len(items) for _, items in batches.values())
+                await self._send(node, batches)
+                if sent >= BUSY:
+                    await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
+        finally:
+            del self._pumps[node]  # at once: who is woken now must not count on it
+        if any(self._queues.values()):  # another node leads since these were queued
+            self._wake()
 
     def _collect(self, node: int) -> dict[Place, tuple[bytes, list[Item]]]:
         """Take what waits for the partitions that the node leads, a batch each."""
@@ -157,26 +156,29 @@ class Sender:
                 batches[place] = (batch, items)
         return batches
 
-    async def _send(self, node: int, lane: int, batches: dict[Place, tuple[bytes, list[Item]]]) -> None:
+    async def _send(self, node: int, batches: dict[Place, tuple[bytes, list[Item]]]) -> None:
+        """Send these batches; what is not answered for is not known to be stored."""
         topics: dict[str, list[tuple[int, bytes]]] = {}
         for place, (batch, _) in batches.items():
             topics.setdefault(place.topic, []).append((place.partition, batch))
         timeout = self._connection.options.request_timeout
         request = ProduceRequest(None, -1, int(timeout * 1000), list(topics.items()))
+        failure: Exception | None = None
         try:
-            answer = await self._connection.request(node, request, lane)
-        except BaseException as error:
-            failure = error if isinstance(error, BrokerError | Unanswered) else Unanswered("The store was closed")
-            for _, items in batches.values():
+            self._answered(await self._connection.request(node, request, WRITE), batches)
+        except (BrokerError, Unanswered) as error:
+            failure = error
+        except Exception:  # noqa: BLE001  # whoever waits for these would wait for ever
+            _log.exception("an append's answer was not understood")
+        finally:
+            for place, (_, items) in batches.items():
                 for item in items:
-                    _fail(item, failure)
-            if not isinstance(error, BrokerError | Unanswered):
-                raise
+                    _fail(item, failure or Unanswered(f"{self._connection} did not say whether {place} has a record"))
+        if batches:
             await self._connection.relearn()
-            return
-        self._answered(answer, batches)
 
     def _answered(self, answer: object, batches: dict[Place, tuple[bytes, list[Item]]]) -> None:
+        """Tell what became of each batch, and leave those of which nothing is said."""
         moved = False
         for topic, partitions in answer.topics:  # type: ignore[attr-defined]
             for partition, code, base, time_ms, *_ in partitions:
@@ -198,6 +200,7 @@ class Sender:
                     error = self._refusal(code, place)
                     for item in items:
                         _fail(item, error)
+                del batches[place]
         if moved:
             self._give_up()
             if self._waiting is None:
@@ -212,7 +215,7 @@ class Sender:
     async def close(self) -> None:
         """Stop at once; what waits fails. A second call does nothing."""
         self._closed = True
-        tasks = [task for pumps in self._pumps.values() for task in pumps]
+        tasks = [*self._pumps.values()]
         if self._waiting is not None:
             tasks.append(self._waiting)
         for task in tasks:
