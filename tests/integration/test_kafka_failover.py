@@ -17,13 +17,17 @@ from typing import Any
 import pytest
 from aiokafka.protocol.produce import ProduceRequest
 
+from tailrace._ports import choose_port
+from tailrace.errors import BrokerUnavailable
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import FOLLOW, LOOK_UP, WRITE, Connection, Place
 from tailrace.kafka.log import KafkaLog
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import Ack
+from tailrace.log import AppendUnknown
 from tailrace.model import Status
+from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
 from tailrace.testing.lives import Life
@@ -249,3 +253,79 @@ async def test_a_partition_that_nobody_leads_holds_no_other_up(
         assert found[0].position == 0
         answered.set()
         await found[0].passed(1)
+
+
+async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
+    tmp_path: Path, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut took a broker's unsynced end, and others filled it just so far that the next record is confirmed
+    where the process expects it."""
+    with KafkaServer(tmp_path / "kafka") as server:
+        async with opened(server, options) as broker, asyncio.timeout(PATIENCE):
+            life, place = await Life(broker).begin(*(b"%d;" % n for n in range(20))), broker.names.all_records[0]
+            asks, writes, confirmed, go_on = (asyncio.Event() for _ in range(4))
+            holding = False
+
+            async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+                if holding and any(each.number == lane and place in each.feeds for each in broker.feeds._lanes):
+                    asks.set()
+                    await go_on.wait()
+                if lane == WRITE:
+                    writes.set()
+                answer = await ask(node, request, lane)
+                if lane == WRITE:
+                    confirmed.set()
+                return answer
+
+            altered(broker.connection, monkeypatch, alter)
+            holding = True
+            while not asks.is_set():  # the question that it has is answered, and the next one waits
+                await life.word(b"seen;")
+            seen = life.state.position
+            server.pause()
+            writes.clear()
+            lost = asyncio.create_task(life.word(b"never stored"))
+            await writes.wait()
+            server.kill()
+            with pytest.raises(AppendUnknown):
+                await lost
+            await lose_its_end(server, options, place, seen)
+            server.start()
+            confirmed.clear()
+            appending = asyncio.create_task(persist(lambda: life.word(b"more")))
+            await confirmed.wait()
+            go_on.set()
+            with pytest.raises(AppendUnknown):
+                await appending
+            assert "lost records" in caplog.text
+            async with opened(server, options) as fresh:
+                left = replay(await fresh.log.read("s"))[1]
+                assert 0 < len(left) < 20
+                assert replay(await broker.log.read("s"))[1] == left
+
+
+async def lose_its_end(server: KafkaServer, options: KafkaOptions, place: Place, up_to: int) -> None:
+    """Cut a partition of a broker that is down, and let a stranger, whom alone it is reachable for, fill it again."""
+    segment = next(server.directory.rglob(f"{place}/*.log"))
+    with segment.open("r+b") as file:
+        file.truncate(segment.stat().st_size * 2 // 3)
+    for name in ("*.index", "*.timeindex", "*.snapshot"):
+        for path in segment.parent.glob(name):
+            path.unlink()
+    port, server.port = server.port, choose_port(None, None)
+    server.start()
+    async with opened(server, options) as stranger:
+        for _ in range(up_to - await stranger.connection.end(place)):
+            await stranger.sender.send(place, b"another", b"of a stranger", [])
+        assert await stranger.connection.end(place) == up_to
+    server.kill()
+    server.port = port
+
+
+async def persist(call: Callable[[], Awaitable[Stored]]) -> Stored:
+    """As long as nothing was sent."""
+    while True:
+        try:
+            return await call()
+        except BrokerUnavailable:
+            await asyncio.sleep(0.05)

@@ -108,6 +108,7 @@ class Connection:
         self.damaged = 0
         self._client = _Client(options.request_timeout, **self.library, request_timeout_ms=int(patience * 1000) + 500)
         self.topics: list[str] = []
+        self.unconfirmed: Callable[[int], None] = lambda node: None  # hears of a node that did not answer an append
         self._asked: dict[int | None, dict[Place, asyncio.Future[int]]] = {}  # by node
         self._asking: dict[int | None, asyncio.Task[None]] = {}
 

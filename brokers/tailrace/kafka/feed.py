@@ -25,16 +25,22 @@ class Feed:
         self.hurry = hurry
         self.wanted = 0
         self.high = 0  # the end that the broker told last, not earlier than what it gave
-        self.doubted = False
+        self.doubted = False  # the broker does not answer
+        self.unproven = False  # an append was not answered: the broker may have begun anew with less than it had
         self.on_back: Callable[[], None] | None = None  # hears that it goes on after a failure
         self.last: Raw | None = None
         self.unanchored = False  # it began behind records that it has not seen the last of
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether the last record is to be seen again."""
+        return self.doubted or self.unproven
+
+    @property
     def asks_from(self) -> int:
         """The offset to ask from: before the position where the last record is to be seen, or seen again."""
-        if self.doubted and self.last is not None:
+        if self.last is not None and (self.doubted or self.unproven):
             return self.last.offset
         return self.position - 1 if self.unanchored else self.position
 

@@ -9,8 +9,10 @@ Rules. Positions are a feed's own: after a failure it goes on where it was. But 
 other records there now, or none: so after a failure the last record that was seen is read again, and if it is not the
 same, or the broker no longer holds the place, the feed hears `lost` (what there is now: the first offset and the end),
 and goes on where that says. A feed is doubted from the failure until then, each for itself: its node may be the
-only one that is away. `take`, `lost` and `on_back` must neither block nor raise. A partition that alone refuses to be
-read is on no lane until it is mended: what cannot be read is passed over, as `reading` says.
+only one that is away. An append without an answer may be all that is seen of such a failure: until the last record was
+seen again, nothing that the node confirms is taken, nor an answer to a question from before. `take`, `lost` and
+`on_back` must neither block nor raise. A partition that alone refuses to be read is on no lane until it is mended: what
+cannot be read is passed over, as `reading` says.
 
 What this process stored itself directly behind a feed's position is taken when the broker confirms it: all replicas
 have it then, and nothing is between. So a process that alone writes to a partition need not wait for its own records,
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiokafka.protocol.offset import OffsetResetStrategy
@@ -57,6 +59,7 @@ class Feeds:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        connection.unconfirmed = self._unconfirmed
         self._lanes: list[_Lane] = []
         self._joining: list[Feed] = []
         self._seeking: asyncio.Task[None] | None = None
@@ -90,14 +93,20 @@ class Feeds:
         feed = self._feeds.get(place)
         if feed is None or feed.position > base:
             return
-        if feed.position < base or feed.doubted or time_ms < 0:
-            feed.want(base + len(items))  # others' records are before them
+        if feed.position < base or feed.in_doubt or time_ms < 0:
+            feed.want(base + len(items))  # others' records are before them, or may be
             return
         records: list[Raw] = [
             Sent(base + n, time_ms, item.key, item.value, item.headers, item.meant) for n, item in enumerate(items)
         ]
         feed.unanchored = False
         feed.took(Batch(records, base + len(items)))
+
+    def _unconfirmed(self, node: int) -> None:
+        """What the node confirms from now on may stand behind others' records, in the place of those that it lost."""
+        for feed in self._feeds.values():
+            if self._connection.leader(feed.place) == node:
+                feed.unproven = True
 
     def _hurry(self) -> None:
         """No lane may rest now."""
@@ -162,16 +171,18 @@ class Feeds:
         loop = asyncio.get_running_loop()
         try:
             while lane.feeds:
-                feeds, began = dict(lane.feeds), loop.time()
+                starts, began = {place: feed.asks_from for place, feed in lane.feeds.items()}, loop.time()
                 try:
-                    answer = await self._ask(lane, feeds.values())
+                    answer = await self._ask(lane, starts)
                 except (BrokerUnavailable, Unanswered) as error:
                     await self._failed(lane, error)
                     continue
                 moved, lane.given, lane.taken = False, 0, 0
                 answered = lane.session.answered(answer) or {}
-                for place, feed in feeds.items():
-                    if feed is lane.feeds.get(place) and (place in answered or feed.position < feed.high):
+                for place, feed in tuple(lane.feeds.items()):
+                    if feed is not lane.feeds.get(place) or (feed.in_doubt and feed.asks_from < starts[place]):
+                        continue
+                    if place in answered or feed.position < feed.high:
                         moved |= await self._took(lane, feed, answered.get(place) or SILENCE._replace(high=feed.high))
                 self._answered_again()
                 if moved:
@@ -193,10 +204,9 @@ class Feeds:
             self._lanes.remove(lane)
             self._connection.hang_up(lane.node, lane.number)
 
-    async def _ask(self, lane: _Lane, feeds: Collection[Feed]) -> Any:
-        starts = {feed.place: feed.asks_from for feed in feeds}
+    async def _ask(self, lane: _Lane, starts: Mapping[Place, int]) -> Any:
         options = self._connection.options
-        wait = 0 if any(feed.doubted for feed in feeds) else options.fetch_wait
+        wait = 0 if any(feed.in_doubt for feed in lane.feeds.values()) else options.fetch_wait
         question = lane.session.question(starts, int(wait * 1000))
         return await self._connection.request(lane.node, question, lane.number, wait + options.request_timeout)
 
@@ -237,7 +247,7 @@ class Feeds:
         is_gone, is_refused = fetched.error == refusals.OFFSET_OUT_OF_RANGE, refused(fetched, feed.asks_from)
         if is_gone and self._connection.leader(feed.place) != lane.node:
             return True  # one that leads no more, and may not know it, holds less than who does
-        if (is_gone or is_refused) and feed.unanchored and not feed.doubted:
+        if (is_gone or is_refused) and feed.unanchored and not feed.in_doubt:
             feed.unanchored = False  # the last record is too old to be kept, or damaged
             return False
         if is_gone:
@@ -249,7 +259,7 @@ class Feeds:
             self._mending.add(task := asyncio.create_task(self._mend(feed), name=f"tailrace-mend-{feed.place}"))
             task.add_done_callback(lambda done: self._mended(feed, done))
             return False
-        if feed.doubted and (feed.unanchored or not self._is_the_same(feed, fetched)):
+        if feed.in_doubt and (feed.unanchored or not self._is_the_same(feed, fetched)):
             await self._restart(feed, fetched.high)
             return False
         if feed.unanchored:
@@ -280,7 +290,7 @@ class Feeds:
                 pause, told = min(2 * pause, LONGEST_PAUSE), True
                 await asyncio.sleep(pause)
                 continue
-            if feed.doubted and start < min(found, feed.position):
+            if feed.in_doubt and start < min(found, feed.position):
                 await self._restart(feed)
             elif feed.position < found:
                 self._connection.damage(feed.place, (feed.position, found))
@@ -304,6 +314,7 @@ class Feeds:
 
     @staticmethod
     def _trust(feed: Feed) -> None:
+        feed.unproven = False
         if feed.doubted:
             feed.doubted = False
             if feed.on_back is not None:
@@ -322,7 +333,7 @@ class Feeds:
         if high is not None and high < seen <= end and first < seen:
             await asyncio.sleep(RETRY_PAUSE)
             return
-        if feed.doubted and feed.last is not None and feed.last.offset < first <= feed.position <= end:
+        if feed.in_doubt and feed.last is not None and feed.last.offset < first <= feed.position <= end:
             feed.last = None  # it aged out, and nothing else changed
             self._trust(feed)
             return

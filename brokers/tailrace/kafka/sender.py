@@ -166,8 +166,11 @@ class Sender:
         failure: Exception | None = None
         try:
             self._answered(await self._connection.request(node, request, WRITE), batches)
-        except (BrokerError, Unanswered) as error:
+        except BrokerError as error:
             failure = error
+        except Unanswered as error:
+            failure = error
+            self._connection.unconfirmed(node)
         except Exception:  # noqa: BLE001  # whoever waits for these would wait for ever
             _log.exception("an append's answer was not understood")
         finally:
