@@ -21,8 +21,10 @@ Rules.
 - The offset of an opening without a base is taken before the table is asked. A claim that was in the log by then had
   its opening stored before, and is seen. So even an opening that came too late tells the truth, and where the older
   ones are gone (the topic's head was trimmed) it leads to the same owner.
+- What names a record at or before the place where a life begins is of an earlier life, however late it comes, and
+  changes nothing.
 - The topic is never compacted: age alone removes what is so old that its stream is over. What is that old is forgotten
-  here too (`forgotten` hears of it), and a later opening replaces it.
+  here too, and a later opening replaces it. `outdated` hears of each stream that is not to be read as before.
 - So an opening must not be much older than its life. One that nobody used at once is stored anew before a claim, and
   the young one counts. And it brings what freed the id along: that record may be as old as it likes.
 - Whatever a stranger stores here is skipped.
@@ -106,7 +108,7 @@ class Claims:
         self._entries: dict[str, Entry] = {}
         self._followed: list[Feed] = []
         self._writing: dict[tuple[str, int], asyncio.Task[Ack]] = {}
-        self.forgotten: Callable[[str], None] = lambda stream_id: None
+        self.outdated: Callable[[str], None] = lambda stream_id: None
         self.alive = 0
         self.skipped = 0
 
@@ -233,14 +235,14 @@ class Claims:
             if entry.keep_ms >= now_ms:
                 return
             self._forget(stream_id, entry)
-            self.forgotten(stream_id)
+            self.outdated(stream_id)
 
     def _note(self, raw: Raw) -> None:
         stream_id = (raw.key or b"").decode()
         entry = self._entries.get(stream_id)
         if entry is not None and entry.keep_ms < raw.timestamp:
             self._forget(stream_id, entry)
-            self.forgotten(stream_id)
+            self.outdated(stream_id)
             entry = None
         copy = _copied(raw, stream_id)
         if raw.value:
@@ -258,8 +260,9 @@ class Claims:
             raise CorruptRecord(f"A message without a value and the header {AT}")
 
     def _opened(self, stream_id: str, entry: Entry | None, new: Entry) -> None:
+        base = new.base or 0
         if entry is not None:
-            if entry.base is not None and (new.base or 0) <= entry.base and not _renews(new, entry):
+            if entry.base is not None and not _renews(new, entry) and (base == entry.base or base <= entry.start):
                 return  # the same life, or an earlier one
             for copy in (entry.before, entry.gone):
                 if copy is not None and copy.position == new.base:
@@ -273,9 +276,10 @@ class Claims:
         if entry is None:  # its opening is gone, or never came: what is left begins with this record
             entry = self._entries[stream_id] = Entry(copy.position - 1, None, keep_ms)
             self.alive += 1
-        if entry.base is not None and copy.position <= entry.base:
-            if copy.position == entry.base:
-                entry.before = copy
+        if copy.position == entry.base:
+            entry.before = copy
+        elif entry.base is not None and copy.position <= entry.start:
+            return  # of an earlier life
         elif ends_a_life(record):
             if entry.gone is None or entry.gone.position < copy.position:
                 self.alive -= entry.gone is None

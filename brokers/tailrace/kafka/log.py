@@ -92,6 +92,9 @@ class KafkaLog:
             raise AppendRefused(f"the stream is at {track.position}")
         if begins_a_life(record):
             await self._open(track, expected)
+            track = await self._tracks.get(record.stream_id)  # the opening may have shown that the table knows better
+            if track.position != expected:
+                raise AppendRefused(f"the stream is at {track.position}")
         position = await self._send(track, record, expected, key, payload, headers)
         try:
             await self._settle(track)

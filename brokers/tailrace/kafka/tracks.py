@@ -12,6 +12,7 @@ Rules.
 - A track that nobody uses is forgotten, and a partition without tracks is followed no more. What the table of claims
   forgets is forgotten here too: all processes must find the id free behind the same record.
 - Where the broker lost records, every track of the partition begins anew, and its followers hear that they must read.
+  So does one that is in use when the table forgets its stream.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Partition:
         self.by_key: dict[bytes, Track] = {}
         self.feed: Feed | None = None
         self.starting: asyncio.Task[Feed] | None = None
-        self.empty_since = 0.0
 
     def take(self, batch: Batch) -> None:
         by_key = self.by_key
@@ -92,7 +92,7 @@ class Tracks:
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
         self.skipped = 0
-        claims.forgotten = self._forget
+        claims.outdated = self._outdated
 
     def peek(self, stream_id: str) -> Track | None:
         """The stream's track, if there is one that is ready."""
@@ -160,9 +160,7 @@ class Tracks:
             beginning = track.beginning
             feed = await self._feed(track.partition)
             track.early.clear()
-            position = (
-                feed.position
-            )  # what comes from here on is the feed's; taken before the claims are asked: see there
+            position = feed.position  # what comes from here on is the feed's; taken before the claims are asked
             entry = await self._claims.current(track.stream_id)
             chain, found = self.chain_of(entry)
             if entry is not None and entry.gone is None:
@@ -201,7 +199,7 @@ class Tracks:
         self, stream_id: str, chain: Chain, start: int, end: int, entry: Entry | None = None
     ) -> list[Stored]:
         """What counts of the stream from offset ``start`` to before ``end``; an ending that cannot be read is taken
-        from its copy in ``entry``. Raises `BrokerUnavailable`, `UnsupportedRecord`."""
+        from its copy in ``entry``. Raises `BrokerError`, `UnsupportedRecord`."""
         key, found = stream_id.encode(), []
         place = self._names.records(stream_id)
         async for batch in read(self._connection, place, start, end):
@@ -254,14 +252,14 @@ class Tracks:
     # --- beginning anew, and leaving
 
     def restart(self, track: Track) -> None:
-        """The broker lost records: what is known of the stream may not hold."""
+        """What is known of the stream may not hold."""
         track.chain, track.last, track.error = None, None, None
         track.beginning += 1
         track.forget_history()
         track.early.clear()
         for waiting in track.waiting.values():
             if not waiting.done():
-                waiting.set_exception(AppendUnknown("the broker lost records"))
+                waiting.set_exception(AppendUnknown("what was known of the stream may not hold"))
         track.waiting.clear()
         if track.ready is None or track.ready.done():
             track.ready = self._spawn(self._begin_anew(track))
@@ -275,10 +273,12 @@ class Tracks:
             del self._tracks[track.stream_id]
             del track.partition.by_key[track.key]
 
-    def _forget(self, stream_id: str) -> None:
+    def _outdated(self, stream_id: str) -> None:
         track = self._tracks.get(stream_id)
         if track is not None and track.idle:
             self._drop(track)
+        elif track is not None:
+            self.restart(track)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,158 @@
+"""What Kafka's table of claims forgets by age, and what a power cut takes from it or from the records: still one owner,
+and one story for all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tailrace.kafka import KafkaOptions
+from tailrace.kafka import claims as claims_module
+from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.log import AppendRefused
+from tailrace.model import Incarnation
+from tailrace.records import Stored
+from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.lives import Life
+from tailrace.testing.worlds import replay
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> KafkaOptions:
+    """Topics of the test's own."""
+    return KafkaOptions(prefix=f"f{abs(hash(request.node.name)) % 10**9}", partitions=1, claims_partitions=1)
+
+
+@asynccontextmanager
+async def opened(server: KafkaServer, options: KafkaOptions) -> AsyncIterator[Kafka]:
+    broker = await open_kafka(server.url, options=options)
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+class Follower:
+    """What a follower was told, and whether it is to read."""
+
+    def __init__(self) -> None:
+        self.got: list[Stored] = []
+        self.uncertain = asyncio.Event()
+        self._news = asyncio.Event()
+
+    def deliver(self, stored: Stored) -> None:
+        self.got.append(stored)
+        self._news.set()
+
+    async def until(self, chunk: bytes) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not any(chunk in stored.record.chunks for stored in self.got):
+                self._news.clear()
+                await self._news.wait()
+
+
+# --- forgotten by age
+
+
+async def old_life(broker: Kafka, keep_ms: int = 500) -> tuple[Life, Stored]:
+    """A life of the stream "s" that is gone, and too old to be kept; and what freed the id."""
+    broker.claims._keep_ms, usual = keep_ms, broker.claims._keep_ms
+    life = await Life(broker).begin()
+    tombstone = await life.delete()
+    broker.claims._keep_ms = usual
+    entry = broker.claims.peek("s")
+    assert entry is not None
+    while broker.connection.clock.now_ms <= entry.keep_ms:
+        await asyncio.sleep(0.05)
+        await broker.sender.send(broker.names.all_records[0], b"another", b"", [])
+    return life, tombstone
+
+
+async def sweep(*brokers: Kafka) -> None:
+    """Somebody's claim tells the tables how late it is."""
+    await Life(brokers[0], "another").begin()
+    for broker in brokers:
+        await broker.claims.refresh()
+        assert broker.claims.peek("s") is None
+
+
+async def test_what_the_table_forgets_a_track_that_is_followed_forgets_too(
+    server: KafkaServer, options: KafkaOptions
+) -> None:
+    """Else it tells everybody of the old ending once more, and that would end the new life."""
+    async with opened(server, options) as remembers, opened(server, options) as forgets:
+        old, _ = await old_life(remembers)
+        follower = Follower()
+        following = await remembers.log.follow("s", follower.deliver, follower.uncertain.set)
+        await sweep(forgets, remembers)
+        new = await Life(forgets).begin(b"a", owner=8)
+        last = await remembers.log.last("s")
+        assert last is not None
+        assert last.record.chunks == (b"a",)
+        await forgets.claims.refresh()
+        entry = forgets.claims.peek("s")
+        assert entry is not None
+        assert entry.gone is None
+        async with opened(server, options) as fresh:
+            for broker in (fresh, remembers):
+                late = Life(broker)
+                late.state = old.state
+                with pytest.raises(AppendRefused):
+                    await late.begin(owner=9)
+            await new.word(b"b")
+            for broker in (remembers, forgets, fresh):
+                state, chunks = replay(await broker.log.read("s"))
+                assert (state.incarnation, chunks) == (Incarnation(1, 8), [b"a", b"b"])
+        assert follower.uncertain.is_set()
+        await follower.until(b"b")
+        await following.close()
+
+
+@pytest.mark.parametrize("late", ["copy", "opening"])
+async def test_what_comes_late_of_a_life_that_the_table_forgot_changes_nothing(
+    server: KafkaServer, options: KafkaOptions, late: str
+) -> None:
+    async with opened(server, options) as paused, opened(server, options) as forgets:
+        old, tombstone = await old_life(paused)
+        await sweep(forgets, paused)
+        new = await Life(forgets).begin(b"a", owner=8)
+        if late == "copy":
+            headers = claims_module._copy(tombstone)
+            await paused.sender.send(paused.names.all_claims[0], b"s", b"", headers)
+        else:
+            await paused.claims.open("s", new.state.position, tombstone)
+        async with opened(server, options) as fresh:
+            for broker in (paused, forgets, fresh):
+                zombie = Life(broker)
+                zombie.state = old.state
+                with pytest.raises(AppendRefused):
+                    await zombie.begin(owner=9)
+                assert await broker.log.count() == 2
+            await new.word(b"b")
+            for broker in (paused, forgets, fresh):
+                state, chunks = replay(await broker.log.read("s"))
+                assert (state.incarnation, chunks) == (Incarnation(1, 8), [b"a", b"b"])
+
+
+async def test_an_old_id_is_claimed_again_at_once(server: KafkaServer, options: KafkaOptions) -> None:
+    """Its entry is too old to be kept, and nothing has swept it yet: the claim's own opening does."""
+    async with opened(server, options) as broker:
+        life, _ = await old_life(broker)
+        assert broker.claims.peek("s") is not None
+        await life.begin(b"a", owner=8)
+        state, chunks = replay(await broker.log.read("s"))
+        assert (state.incarnation, chunks) == (Incarnation(2, 8), [b"a"])
