@@ -7,17 +7,20 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tailrace.errors import BrokerFailed, UnsupportedRecord
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
 from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused
 from tailrace.model import Incarnation
 from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
-from tailrace.testing.lives import Life
+from tailrace.testing.lives import Life, word
 from tailrace.testing.worlds import replay
 
 pytestmark = pytest.mark.slow
@@ -156,3 +159,55 @@ async def test_an_old_id_is_claimed_again_at_once(server: KafkaServer, options: 
         await life.begin(b"a", owner=8)
         state, chunks = replay(await broker.log.read("s"))
         assert (state.incarnation, chunks) == (Incarnation(2, 8), [b"a"])
+
+
+# --- a track that begins anew
+
+
+async def test_a_track_that_begins_anew_outlives_a_broker_error(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server, options) as writer, opened(server, options) as reader:
+        life = await Life(writer).begin(b"a")
+        follower = Follower()
+        following = await reader.log.follow("s", follower.deliver, follower.uncertain.set)
+        tracks = reader.log._tracks
+        track = await tracks.get("s")
+        read = tracks.read
+
+        async def fail(*_: Any) -> list[Stored]:
+            monkeypatch.setattr(tracks, "read", read)
+            raise BrokerFailed("It answered with an error of its own")
+
+        monkeypatch.setattr(tracks, "read", fail)
+        assert track.partition.feed is not None
+        track.partition.lost(0, track.partition.feed.position)
+        async with asyncio.timeout(PATIENCE):
+            await follower.uncertain.wait()
+        await life.word(b"b")
+        await follower.until(b"b")
+        assert replay(await reader.log.read("s"))[1] == [b"a", b"b"]
+        await following.close()
+
+
+async def test_a_track_that_begins_anew_with_a_newer_version_says_so(
+    server: KafkaServer, options: KafkaOptions
+) -> None:
+    async with opened(server, options) as writer, opened(server, options) as reader:
+        life = await Life(writer).begin(b"a")
+        follower = Follower()
+        following = await reader.log.follow("s", follower.deliver, follower.uncertain.set)
+        headers, payload = message(word(life.state, "s"), life.state.position)
+        newer = [(name, b"2" + value[1:] if name == "Tailrace" else value) for name, value in headers]
+        await writer.sender.send(writer.names.all_records[0], b"s", payload, newer)
+        async with asyncio.timeout(PATIENCE):
+            await follower.uncertain.wait()
+            follower.uncertain.clear()
+            partition = (await reader.log._tracks.get("s")).partition
+            assert partition.feed is not None
+            partition.lost(0, partition.feed.position)
+            await follower.uncertain.wait()
+        for _ in range(2):
+            with pytest.raises(UnsupportedRecord, match="version 2"):
+                await reader.log.read("s")
+        await following.close()

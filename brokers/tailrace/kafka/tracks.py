@@ -22,8 +22,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
-from tailrace.commit import insist
-from tailrace.errors import BrokerUnavailable, CorruptRecord
+from tailrace.commit import backoff
+from tailrace.errors import BrokerError, BrokerUnavailable, CorruptRecord
 from tailrace.kafka.chain import Chain
 from tailrace.kafka.claims import Claims, Entry
 from tailrace.kafka.connection import Connection, Place
@@ -265,7 +265,16 @@ class Tracks:
             track.ready = self._spawn(self._begin_anew(track))
 
     async def _begin_anew(self, track: Track) -> None:
-        await insist(lambda: self._begin(track))
+        async for _ in backoff():
+            try:
+                await self._begin(track)
+                break
+            except BrokerError:  # of any kind: whoever follows would wait for ever
+                continue
+            except Exception:
+                self._drop(track)  # whoever reads meets it again
+                track.doubt()
+                raise
         track.doubt()
 
     def _drop(self, track: Track) -> None:
