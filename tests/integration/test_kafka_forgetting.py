@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tailrace.errors import BrokerFailed, UnsupportedRecord
+from tailrace._ports import choose_port
+from tailrace.errors import BrokerFailed, StreamEnded, StreamTrimmed, UnsupportedRecord
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
 from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.connection import Place
 from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused
-from tailrace.model import Incarnation
+from tailrace.model import Incarnation, Role, Status
 from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.kit import until_ending
 from tailrace.testing.lives import Life, word
 from tailrace.testing.worlds import replay
 
@@ -211,3 +215,102 @@ async def test_a_track_that_begins_anew_with_a_newer_version_says_so(
             with pytest.raises(UnsupportedRecord, match="version 2"):
                 await reader.log.read("s")
         await following.close()
+
+
+# --- a power cut
+
+
+def log_of(server: KafkaServer, place: Place) -> Path:
+    return next(server.directory.rglob(f"{place}/*.log"))
+
+
+def cut(server: KafkaServer, place: Place, size: int) -> None:
+    """What a power cut does to one node that is killed: what was written behind ``size`` was not on the disk yet."""
+    segment = log_of(server, place)
+    with segment.open("r+b") as file:
+        file.truncate(size)
+    for name in ("*.index", "*.timeindex", "*.snapshot"):
+        for path in segment.parent.glob(name):
+            path.unlink()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("then", ["shorter", "with others' records"])
+async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path, then: str) -> None:
+    """What a power cut does to one node: acknowledged records are gone, and others take their offsets."""
+    with KafkaServer(tmp_path / "kafka") as server:
+        options = KafkaOptions(partitions=1, claims_partitions=1)
+        world = KafkaWorld(server.url, lease_ttl=30, options=options)
+        writer, reader = await world.store(), await world.store()
+        await writer.acquire("cut")
+        for number in range(20):
+            await writer.append("cut", b"%d;" % number)
+        reading = asyncio.create_task(until_ending(reader.read("cut")))
+        while not (reader.tails.state("cut") is not None and reader.tails.state("cut").entries == 20):  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+        server.kill()
+        chunks = Place("tailrace.chunks", 0)
+        cut(server, chunks, log_of(server, chunks).stat().st_size * 2 // 3)
+        if then != "shorter":
+            await fill_elsewhere(server, options)
+        server.start()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises((StreamTrimmed, StreamEnded)):
+                await writer.append("cut", b"more")
+            got, ending = await reading
+        assert isinstance(ending, StreamTrimmed)
+        assert b"".join(got) == b"".join(b"%d;" % number for number in range(20))
+        assert (await reader.status("cut")).status is Status.TRIMMED
+        await world.close()
+
+
+async def fill_elsewhere(server: KafkaServer, options: KafkaOptions) -> None:
+    """Let a stranger, whom alone the broker is reachable for, write more than was lost."""
+    port, server.port = server.port, choose_port(None, None)
+    server.start()
+    async with opened(server, options) as stranger:
+        for _ in range(60):
+            await stranger.sender.send(stranger.names.all_records[0], b"another", b"of a stranger", [])
+    server.kill()
+    server.port = port
+
+
+@pytest.mark.chaos
+async def test_an_ending_whose_record_was_lost_ends_its_stream_as_trimmed(tmp_path: Path) -> None:
+    """The copy among the claims survived, the records behind the first chunk did not; the claim of another stream was
+    lost as well, and its opening survived."""
+    options = KafkaOptions(partitions=1, claims_partitions=1)
+    with KafkaServer(tmp_path / "kafka") as server:
+        async with opened(server, options) as writer:
+            (chunks,) = writer.names.all_records
+            life = await Life(writer, "cut").begin(b"a")
+            left = log_of(server, chunks).stat().st_size
+            await life.word(b"b")
+            await writer.claims.copy(await life.end())
+            for number in range(8):
+                await writer.sender.send(chunks, b"another", b"%d" % number, [])
+            await Life(writer, "young").begin()
+        server.kill()
+        cut(server, chunks, left)
+        server.start()
+        world = KafkaWorld(server.url, lease_ttl=30, options=options)
+        async with AsyncExitStack() as stack, asyncio.timeout(PATIENCE):
+            stack.push_async_callback(world.close)
+            first, second = await world.store(), await world.store()
+            assert (await first.status("cut")).status is Status.TRIMMED
+            got, ending = await until_ending(second.read("cut"))
+            assert isinstance(ending, StreamTrimmed)
+            assert got == [b"a"]
+            assert (await first.acquire("cut")).role is Role.CONSUMER
+            assert {info.stream_id async for info in first.streams()} >= {"cut"}
+            assert (await first.acquire("young")).role is Role.PRODUCER
+            assert (await second.acquire("young")).role is Role.CONSUMER
+            assert await first.delete("cut")
+            third = await world.store()
+            for store in (first, second, third):
+                assert (await store.status("cut")).status is Status.MISSING
+            assert (await third.acquire("cut")).role is Role.PRODUCER
+            await third.append("cut", b"new")
+            assert (await second.acquire("cut")).role is Role.CONSUMER
+            await third.finalize("cut", "done")
+            assert (await until_ending(first.read("cut")))[0] == [b"new"]

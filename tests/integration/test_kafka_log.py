@@ -18,9 +18,8 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from tailrace import decide
-from tailrace._ports import choose_port
 from tailrace.commit import new_nonce
-from tailrace.errors import BrokerFailed, ChunkTooLarge, StreamEnded, StreamTrimmed, TailraceError, UnsupportedRecord
+from tailrace.errors import BrokerFailed, ChunkTooLarge, TailraceError, UnsupportedRecord
 from tailrace.fold import DELETED, EXPIRED, State, fold
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka.broker import Kafka, open_kafka
@@ -31,7 +30,6 @@ from tailrace.model import Ending, Incarnation, Role, Status
 from tailrace.records import Record, Stored
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import KafkaWorld
-from tailrace.testing.kit import until_ending
 from tailrace.testing.lives import Life, claim, word
 from tailrace.testing.worlds import replay
 from tailrace.writer import MAX_CHUNKS_A_RECORD
@@ -398,54 +396,6 @@ async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: st
             assert state.incarnation == Incarnation(1 + again, number + again)
 
         await asyncio.gather(*(compare(number) for number in range(claims)))
-
-
-# --- a broker that lost its end
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("then", ["shorter", "with others' records"])
-async def test_a_broker_that_lost_its_unsynced_end_is_noticed(tmp_path: Path, then: str) -> None:
-    """What a power cut does to one node: acknowledged records are gone, and others take their offsets."""
-    with KafkaServer(tmp_path / "kafka") as server:
-        options = KafkaOptions(partitions=1, claims_partitions=1)
-        world = KafkaWorld(server.url, lease_ttl=30, options=options)
-        writer, reader = await world.store(), await world.store()
-        await writer.acquire("cut")
-        for number in range(20):
-            await writer.append("cut", b"%d;" % number)
-        reading = asyncio.create_task(until_ending(reader.read("cut")))
-        while not (reader.tails.state("cut") is not None and reader.tails.state("cut").entries == 20):  # type: ignore[union-attr]
-            await asyncio.sleep(0.01)
-        server.kill()
-        segment = next((server.directory).rglob("tailrace.chunks-0/*.log"))
-        with segment.open("r+b") as file:
-            file.truncate(segment.stat().st_size * 2 // 3)
-        for name in ("*.index", "*.timeindex", "*.snapshot"):
-            for path in segment.parent.glob(name):
-                path.unlink()
-        if then != "shorter":
-            await fill_elsewhere(server, options)
-        server.start()
-        async with asyncio.timeout(PATIENCE):
-            with pytest.raises((StreamTrimmed, StreamEnded)):
-                await writer.append("cut", b"more")
-            got, ending = await reading
-        assert isinstance(ending, StreamTrimmed)
-        assert b"".join(got) == b"".join(b"%d;" % number for number in range(20))
-        assert (await reader.status("cut")).status is Status.TRIMMED
-        await world.close()
-
-
-async def fill_elsewhere(server: KafkaServer, options: KafkaOptions) -> None:
-    """Let a stranger, whom alone the broker is reachable for, write more than was lost."""
-    port, server.port = server.port, choose_port(None, None)
-    server.start()
-    async with opened(server, options) as stranger:
-        for _ in range(60):
-            await stranger.sender.send(stranger.names.all_records[0], b"another", b"of a stranger", [])
-    server.kill()
-    server.port = port
 
 
 # --- what is no record

@@ -21,8 +21,8 @@ Rules.
 - The offset of an opening without a base is taken before the table is asked. A claim that was in the log by then had
   its opening stored before, and is seen. So even an opening that came too late tells the truth, and where the older
   ones are gone (the topic's head was trimmed) it leads to the same owner.
-- What names a record at or before the place where a life begins is of an earlier life, however late it comes, and
-  changes nothing.
+- Of two openings for one life the earlier place to begin at holds. What names a record at or before that place is of
+  an earlier life, however late it comes, and changes nothing.
 - The topic is never compacted: age alone removes what is so old that its stream is over. What is that old is forgotten
   here too, and a later opening replaces it. `outdated` hears of each stream that is not to be read as before.
 - So an opening must not be much older than its life. One that nobody used at once is stored anew before a claim, and
@@ -88,12 +88,6 @@ class Entry:
         self.end: Copy | None = None
         self.gone: Copy | None = None
         self.seals: dict[str, list[int]] | None = None
-
-    @property
-    def latest(self) -> int:
-        """The highest position that is known."""
-        copy = self.gone or self.end or self.before
-        return max(copy.position if copy else 0, self.base or 0)
 
 
 class Claims:
@@ -166,10 +160,11 @@ class Claims:
 
     # --- what is written
 
-    def is_open(self, stream_id: str, base: int) -> bool:
-        """Whether there is an opening for a claim behind ``base`` now."""
+    def is_open(self, stream_id: str, base: int, end: int) -> bool:
+        """Whether there is an opening for a claim behind ``base`` that is stored now, at offset ``end`` or later. (One
+        that begins behind that is of a time before the log lost its end.)"""
         entry = self._entries.get(stream_id)
-        if entry is None or entry.gone is not None or entry.base != base:
+        if entry is None or entry.gone is not None or entry.base != base or entry.start > end:
             return False
         return entry.keep_ms - self._keep_ms + FRESH_MS >= self._connection.clock.now_ms
 
@@ -188,7 +183,10 @@ class Claims:
     def has(self, stored: Stored) -> bool:
         """Whether the copy of this record, an ending or what frees the id, is here (or a later one)."""
         entry = self._entries.get(stored.record.stream_id)
-        return entry is not None and entry.latest >= stored.position
+        if entry is None:
+            return False
+        copy = entry.gone if ends_a_life(stored.record) else entry.gone or entry.end
+        return max(entry.start, copy.position if copy is not None else 0) >= stored.position
 
     async def copy(self, stored: Stored) -> None:
         """Store the copy, once however many ask. Raises `BrokerUnavailable`."""
@@ -263,6 +261,9 @@ class Claims:
         base = new.base or 0
         if entry is not None:
             if entry.base is not None and not _renews(new, entry) and (base == entry.base or base <= entry.start):
+                if base == entry.base and new.start < entry.start:  # both are facts: from here on more is seen
+                    entry.start = new.start
+                    self.outdated(stream_id)
                 return  # the same life, or an earlier one
             for copy in (entry.before, entry.gone):
                 if copy is not None and copy.position == new.base:

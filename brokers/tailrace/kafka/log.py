@@ -80,9 +80,6 @@ class KafkaLog:
         key = record.stream_id.encode()
         if (size := size_of(key, payload, headers)) > self._connection.options.max_message_bytes:
             raise self._too_large(record, size, len(payload))
-        entry = self._claims.peek(record.stream_id)
-        if entry is not None and entry.latest > expected:
-            raise AppendRefused(f"the stream is at {entry.latest} or later")
         track = await self._tracks.get(record.stream_id)
         if track.error is not None:
             raise track.error
@@ -104,11 +101,11 @@ class KafkaLog:
 
     async def _open(self, track: Track, base: int) -> None:
         """Make sure that there is an opening for the life behind ``base``, where the stream is now."""
-        if self._claims.is_open(track.stream_id, base):
-            return
         feed = track.partition.feed
         if track.chain is None or track.position != base or feed is None:
             raise AppendRefused(f"the stream is at {track.position}")
+        if self._claims.is_open(track.stream_id, base, feed.position):
+            return
         start, before = feed.position, track.last
         await self._settle(track)
         await self._claims.open(track.stream_id, start, before)

@@ -12,7 +12,7 @@ Rules.
 - A track that nobody uses is forgotten, and a partition without tracks is followed no more. What the table of claims
   forgets is forgotten here too: all processes must find the id free behind the same record.
 - Where the broker lost records, every track of the partition begins anew, and its followers hear that they must read.
-  So does one that is in use when the table forgets its stream.
+  So does one that is in use when the table forgets its stream, or hears of an earlier place to begin at.
 """
 
 from __future__ import annotations
@@ -198,11 +198,13 @@ class Tracks:
     async def read(
         self, stream_id: str, chain: Chain, start: int, end: int, entry: Entry | None = None
     ) -> list[Stored]:
-        """What counts of the stream from offset ``start`` to before ``end``; an ending that cannot be read is taken
-        from its copy in ``entry``. Raises `BrokerError`, `UnsupportedRecord`."""
+        """What counts of the stream from offset ``start`` to before ``end``; an ending that cannot be read, or that
+        the log lost, is taken from its copy in ``entry``. Raises `BrokerError`, `UnsupportedRecord`."""
         key, found = stream_id.encode(), []
         place = self._names.records(stream_id)
-        async for batch in read(self._connection, place, start, end):
+        copy = entry.end if entry is not None else None
+        held = end if copy is None or copy.position < end else await self._end(place, copy.position)
+        async for batch in read(self._connection, place, start, min(end, held)):
             if batch.trimmed:
                 chain.trim()
             for raw in batch.records:
@@ -211,11 +213,19 @@ class Tracks:
             if batch.unreadable is not None:
                 chain.miss(*batch.unreadable)
         chain.settle()
-        copy = entry.end if entry is not None else None
-        if copy is not None and chain.last is not None and chain.last < copy.position <= end:
-            found.append(copy.stored(chain.last))
+        if copy is not None and (chain.last or 0) < copy.position and not end < copy.position <= held:
+            found.append(copy.stored(-1 if chain.last is None else chain.last))
             chain.last = copy.position
         return found
+
+    async def _end(self, place: Place, position: int) -> int:
+        """The partition's end; where that is before ``position``, as whoever leads it now says once more: one that led
+        before may not know that it does no more."""
+        end = await self._connection.end(place)
+        if end >= position:
+            return end
+        await self._connection.relearn()
+        return await self._connection.end(place)
 
     async def scan(self, entries: Mapping[str, Entry]) -> AsyncIterator[Stored]:
         """The last record of each of these streams that has one, with one read a partition. Raises
