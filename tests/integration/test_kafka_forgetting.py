@@ -165,6 +165,27 @@ async def test_an_old_id_is_claimed_again_at_once(server: KafkaServer, options: 
         assert (state.incarnation, chunks) == (Incarnation(2, 8), [b"a"])
 
 
+async def test_of_two_openings_the_one_that_sees_more_counts(server: KafkaServer, options: KafkaOptions) -> None:
+    """The first was lost and stored once more; meanwhile a process that knew nothing of it stored its own."""
+    async with opened(server, options) as owner, opened(server, options) as other:
+        await owner.sender.send(owner.names.all_records[0], b"another", b"", [])
+        life = await Life(owner).begin(b"a")
+        entry = owner.claims.peek("s")
+        assert entry is not None
+        await other.claims.refresh()
+        other.claims._forget_old(1 << 60)
+        await other.log.last("another")
+        second = await Life(other).begin(b"wrong", owner=8)
+        await owner.claims.open("s", entry.start)
+        await other.claims.refresh()
+        with pytest.raises(AppendRefused):
+            await second.word(b"wrong")
+        await life.word(b"b")
+        for broker in (owner, other):
+            state, chunks = replay(await broker.log.read("s"))
+            assert (state.incarnation, chunks) == (Incarnation(1, 7), [b"a", b"b"])
+
+
 # --- a track that begins anew
 
 
@@ -314,3 +335,34 @@ async def test_an_ending_whose_record_was_lost_ends_its_stream_as_trimmed(tmp_pa
             assert (await second.acquire("cut")).role is Role.CONSUMER
             await third.finalize("cut", "done")
             assert (await until_ending(first.read("cut")))[0] == [b"new"]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("gone", [False, True], ids=["alive", "gone"])
+async def test_an_opening_that_was_lost_is_stored_once_more(tmp_path: Path, gone: bool) -> None:
+    """The claims lost their end, the records kept theirs."""
+    options = KafkaOptions(partitions=1, claims_partitions=1)
+    with KafkaServer(tmp_path / "kafka") as server:
+        async with opened(server, options) as owner:
+            (place,) = owner.names.all_claims
+            await Life(owner, "before").begin()
+            left = log_of(server, place).stat().st_size
+            life = await Life(owner).begin(b"a")
+            if gone:
+                await life.delete()
+            server.kill()
+            cut(server, place, left)
+            server.start()
+            async with asyncio.timeout(PATIENCE):
+                async with opened(server, options) as fresh:
+                    while (entry := await fresh.claims.current("s")) is None or (entry.gone is not None) != gone:
+                        await asyncio.sleep(0.05)  # until it was stored once more
+            async with opened(server, options) as fresh:
+                other = Life(fresh)
+                state = await other.look()
+                if gone:
+                    assert state.position == life.state.position
+                else:
+                    assert state.incarnation == Incarnation(1, 7)
+                    await life.word(b"b")
+                    assert replay(await fresh.log.read("s"))[1] == [b"a", b"b"]

@@ -27,6 +27,8 @@ Rules.
   here too, and a later opening replaces it. `outdated` hears of each stream that is not to be read as before.
 - So an opening must not be much older than its life. One that nobody used at once is stored anew before a claim, and
   the young one counts. And it brings what freed the id along: that record may be as old as it likes.
+- Where the broker lost the topic's end, what is known stays, and what is not found again is stored once more: to a
+  process that begins then, the id of a living stream would be free.
 - Whatever a stranger stores here is skipped.
 """
 
@@ -40,6 +42,7 @@ from typing import Any, NamedTuple
 
 from aiokafka.protocol.offset import OffsetResetStrategy
 
+from tailrace.commit import insist
 from tailrace.decide import ends_a_life
 from tailrace.errors import BrokerUnavailable, CorruptRecord, RecordError
 from tailrace.kafka.connection import Connection, Place
@@ -102,6 +105,8 @@ class Claims:
         self._entries: dict[str, Entry] = {}
         self._followed: list[Feed] = []
         self._writing: dict[tuple[str, int], asyncio.Task[Ack]] = {}
+        self._restoring: set[asyncio.Task[None]] = set()
+        self._unsure: set[str] = set()  # whose opening was not seen since the topic lost its end
         self.outdated: Callable[[str], None] = lambda stream_id: None
         self.alive = 0
         self.skipped = 0
@@ -124,12 +129,34 @@ class Claims:
 
     def _restart_of(self, place: Place) -> Lost:
         def restart(first: int, end: int) -> int:
-            for stream_id, entry in tuple(self._entries.items()):
-                if self._names.claims_partition(stream_id) == place.partition:
-                    self._forget(stream_id, entry)
+            self._unsure.update(self._of(place, self._entries))
+            task = asyncio.create_task(insist(lambda: self._restore(place, end)))
+            self._restoring.add(task)
+            task.add_done_callback(self._restored)
             return first
 
         return restart
+
+    def _of(self, place: Place, stream_ids: Iterable[str]) -> list[str]:
+        return [each for each in stream_ids if self._names.claims_partition(each) == place.partition]
+
+    async def _restore(self, place: Place, end: int) -> None:
+        """Store once more what is known and was not found up to ``end``, where the topic ended. Several processes may:
+        it is as true a second time."""
+        await self._followed[place.partition].passed(end)
+        for stream_id in self._of(place, self._unsure):
+            entry, now_ms = self._entries.get(stream_id), self._connection.clock.now_ms
+            if entry is not None and entry.base is not None and entry.keep_ms - now_ms > FRESH_MS:
+                before = entry.before.stored() if entry.before is not None else None
+                await self._write(stream_id, *_opening(entry.start, entry.base, entry.keep_ms - now_ms, before))
+                if (copy := entry.gone or entry.end) is not None:
+                    await self._write(stream_id, b"", _copy(copy.stored()))
+            self._unsure.discard(stream_id)
+
+    def _restored(self, task: asyncio.Task[None]) -> None:
+        self._restoring.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("openings that were lost could not be stored once more", exc_info=error)
 
     async def refresh(self) -> None:
         """Return when the table knows all that was stored when this call began. Raises `BrokerUnavailable`."""
@@ -172,8 +199,7 @@ class Claims:
         """Store an opening for the life behind ``before``, the stream's last record, and return when the table has
         it, and so every opening before it. Raises `BrokerUnavailable`."""
         base = before.position if before is not None else 0
-        value = _json({"k": "open", "start": start, "base": base, "keep": self._keep_ms})
-        ack = await self._write(stream_id, value, _copy(before) if before is not None else [])
+        ack = await self._write(stream_id, *_opening(start, base, self._keep_ms, before))
         await self._until([(self._followed[self._names.claims_partition(stream_id)], ack.offset + 1)])
 
     async def seal(self, stream_id: str, incarnation: Incarnation, offsets: Sequence[int]) -> None:
@@ -259,6 +285,8 @@ class Claims:
 
     def _opened(self, stream_id: str, entry: Entry | None, new: Entry) -> None:
         base = new.base or 0
+        if entry is None or base >= (entry.base or 0):
+            self._unsure.discard(stream_id)
         if entry is not None:
             if entry.base is not None and not _renews(new, entry) and (base == entry.base or base <= entry.start):
                 if base == entry.base and new.start < entry.start:  # both are facts: from here on more is seen
@@ -294,10 +322,11 @@ class Claims:
 
     async def close(self) -> None:
         """Stop writing. A second call does nothing."""
-        for task in tuple(self._writing.values()):
+        tasks = [*self._writing.values(), *self._restoring]
+        for task in tasks:
             task.cancel()
-        if self._writing:
-            await asyncio.wait(tuple(self._writing.values()))
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 def _renews(new: Entry, entry: Entry) -> bool:
@@ -305,6 +334,11 @@ def _renews(new: Entry, entry: Entry) -> bool:
     return (
         new.base == entry.base and entry.end is None and entry.gone is None and new.keep_ms - entry.keep_ms > FRESH_MS
     )
+
+
+def _opening(start: int, base: int, keep_ms: int, before: Stored | None) -> tuple[bytes, Headers]:
+    value = _json({"k": "open", "start": start, "base": base, "keep": keep_ms})
+    return value, _copy(before) if before is not None else []
 
 
 def _copy(stored: Stored) -> Headers:
