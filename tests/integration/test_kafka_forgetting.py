@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tailrace import decide
 from tailrace._ports import choose_port
 from tailrace.errors import BrokerFailed, StreamEnded, StreamTrimmed, UnsupportedRecord
 from tailrace.kafka import KafkaOptions
@@ -366,3 +367,43 @@ async def test_an_opening_that_was_lost_is_stored_once_more(tmp_path: Path, gone
                     assert state.incarnation == Incarnation(1, 7)
                     await life.word(b"b")
                     assert replay(await fresh.log.read("s"))[1] == [b"a", b"b"]
+
+
+@pytest.mark.chaos
+async def test_a_delete_that_was_lost_from_both_topics_holds_where_it_is_known(tmp_path: Path) -> None:
+    """And the next life, at positions that were used before, is one to all."""
+    options = KafkaOptions(partitions=1, claims_partitions=1)
+    with KafkaServer(tmp_path / "kafka") as server:
+        async with opened(server, options) as owner, asyncio.timeout(PATIENCE):
+            places = *owner.names.all_claims, *owner.names.all_records
+            await Life(owner, "before").begin()
+            left = {place: log_of(server, place).stat().st_size for place in places}
+            life = await Life(owner).begin(b"a", b"b", b"c", b"d")
+            await life.delete()
+            server.kill()
+            for place in places:
+                cut(server, place, left[place])
+            server.start()
+            async with opened(server, options) as fresh:
+                while (entry := await fresh.claims.current("s")) is None or entry.gone is None:
+                    await asyncio.sleep(0.05)  # until it was stored once more
+                other = Life(fresh)
+                assert (await other.look()).position == life.state.position
+                await other.begin(b"new", owner=8)
+                late = Life(owner)
+                late.state = life.state
+                with pytest.raises(AppendRefused):
+                    await late.begin(owner=9)
+                async with opened(server, options) as third:
+                    for broker in (owner, fresh, third):
+                        state, chunks = replay(await broker.log.read("s"))
+                        assert (state.incarnation, chunks) == (Incarnation(2, 8), [b"new"])
+                    await other.delete()
+                    for broker in (owner, fresh, third):
+                        assert not decide.is_there(await Life(broker, "s").look())
+                    again = Life(third)
+                    await again.look()
+                    await again.begin(b"again", owner=10)
+                    for broker in (owner, fresh, third):
+                        state, chunks = replay(await broker.log.read("s"))
+                        assert (state.incarnation, chunks) == (Incarnation(3, 10), [b"again"])
