@@ -20,6 +20,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from tailrace._ports import choose_port
 from tailrace.errors import BrokerUnavailable
 from tailrace.kafka import KafkaOptions
+from tailrace.kafka import feeds as feeds_module
 from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import FOLLOW, LOOK_UP, WRITE, Connection, Place
 from tailrace.kafka.log import KafkaLog
@@ -253,6 +254,44 @@ async def test_a_partition_that_nobody_leads_holds_no_other_up(
         assert found[0].position == 0
         answered.set()
         await found[0].passed(1)
+
+
+@pytest.mark.parametrize("how", ["of a session that it forgot", "with a fault", "but for the partition"])
+async def test_an_answer_without_what_it_should_have_damages_nothing(
+    server: KafkaServer,
+    options: KafkaOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    """It has room for eight megabytes, the user may have a quota, and the broker forgets sessions."""
+    async with opened(server, options) as writer, opened(server, options) as broker, asyncio.timeout(PATIENCE):
+        place, heard, altering = broker.names.all_records[0], list[int](), True
+        for _ in range(3):  # one answer has one of them
+            await writer.sender.send(place, b"nobody", bytes(700_000), [])
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            nonlocal altering
+            answer = await ask(node, request, lane)
+            if lane >= FOLLOW and heard and altering:
+                altering = False
+                if how == "but for the partition":
+                    answer.topics = [(topic, each) for topic, each in answer.topics if topic != place.topic]
+                else:
+                    answer.error_code = -1 if how == "with a fault" else 70
+            return answer
+
+        async def suspected(*_: Any) -> int:
+            raise AssertionError("a sound batch counts as damaged")
+
+        altered(broker.connection, monkeypatch, alter)
+        monkeypatch.setattr(feeds_module, "served_from", suspected)
+        feed = await broker.feeds.follow(place, lambda batch: heard.append(batch.next_offset), lambda _, end: end, 0)
+        await feed.passed(3)
+        assert heard == [1, 2, 3]
+        assert not altering
+        assert ("does not answer" in caplog.text) == (how == "with a fault")
+        assert "not mended" not in caplog.text
 
 
 async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(

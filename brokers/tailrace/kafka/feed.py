@@ -28,6 +28,7 @@ class Feed:
         self.doubted = False  # the broker does not answer
         self.unproven = False  # an append was not answered: the broker may have begun anew with less than it had
         self.on_back: Callable[[], None] | None = None  # hears that it goes on after a failure
+        self.passed_over = False  # the last answer should have had something, and had not
         self.last: Raw | None = None
         self.unanchored = False  # it began behind records that it has not seen the last of
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []

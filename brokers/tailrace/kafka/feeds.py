@@ -35,7 +35,7 @@ from tailrace.kafka.feed import Feed, Lost
 from tailrace.kafka.reading import Batch, Raw, Sent, batches_of, first_of, is_same, refused, served_from
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import BUSY, SPACING, Item
-from tailrace.kafka.sessions import Session
+from tailrace.kafka.sessions import FORGOTTEN, Session
 
 REST = 0.005  # seconds that a lane asks for nothing after an answer that held nothing new
 SILENCE = Fetched(0, 0, 0, b"")  # of a broker about a partition, where it has nothing new to say
@@ -51,6 +51,7 @@ class _Lane:
         self.feeds: dict[Place, Feed] = {}
         self.session = Session()
         self.given = self.taken = 0  # bytes of the last answer, and records in it that were news
+        self.passed_over = False  # some partition was, in the last answer
         self.task: asyncio.Task[None] | None = None
 
 
@@ -177,8 +178,12 @@ class Feeds:
                 except (BrokerUnavailable, Unanswered) as error:
                     await self._failed(lane, error)
                     continue
-                moved, lane.given, lane.taken = False, 0, 0
-                answered = lane.session.answered(answer) or {}
+                answered = lane.session.answered(answer)
+                if answered is None:
+                    if answer.error_code not in FORGOTTEN:
+                        await self._failed(lane, refusals.of(answer.error_code, f"fetch at {self._connection}"))
+                    continue
+                moved, lane.given, lane.taken, lane.passed_over = False, 0, 0, False
                 for place, feed in tuple(lane.feeds.items()):
                     if feed is not lane.feeds.get(place) or (feed.in_doubt and feed.asks_from < starts[place]):
                         continue
@@ -206,7 +211,8 @@ class Feeds:
 
     async def _ask(self, lane: _Lane, starts: Mapping[Place, int]) -> Any:
         options = self._connection.options
-        wait = 0 if any(feed.in_doubt for feed in lane.feeds.values()) else options.fetch_wait
+        at_once = lane.passed_over or any(feed.in_doubt for feed in lane.feeds.values())
+        wait = 0 if at_once else options.fetch_wait
         question = lane.session.question(starts, int(wait * 1000))
         return await self._connection.request(lane.node, question, lane.number, wait + options.request_timeout)
 
@@ -247,6 +253,10 @@ class Feeds:
         is_gone, is_refused = fetched.error == refusals.OFFSET_OUT_OF_RANGE, refused(fetched, feed.asks_from)
         if is_gone and self._connection.leader(feed.place) != lane.node:
             return True  # one that leads no more, and may not know it, holds less than who does
+        if is_refused and not fetched.error and not feed.passed_over:
+            feed.high, feed.passed_over, lane.passed_over = fetched.high, True, True
+            return False  # the answer was full, or the user's quota is used up: once says nothing
+        feed.passed_over = False
         if (is_gone or is_refused) and feed.unanchored and not feed.in_doubt:
             feed.unanchored = False  # the last record is too old to be kept, or damaged
             return False

@@ -19,6 +19,7 @@ from tailrace.kafka.connection import Fetched, Place, fetched_of
 PARTITION_BYTES = 1024 * 1024
 ANSWER_BYTES = 8 * 1024 * 1024
 NO_SESSION, NEW = 0, 0
+FORGOTTEN = frozenset({70, 71})  # errors: the broker knows nothing of the session, or not of this question in it
 
 
 class _Question(Request[FetchRequest_v11]):  # type: ignore[misc]  # the library has no types
