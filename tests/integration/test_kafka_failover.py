@@ -294,6 +294,47 @@ async def test_an_answer_without_what_it_should_have_damages_nothing(
         assert "not mended" not in caplog.text
 
 
+@pytest.mark.parametrize("what", ["is on no lane", "was lost"])
+async def test_a_lane_rests_although_somebody_waits_for_what(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its node would be asked without a pause until a partition is back, or has grown again."""
+    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+        await Life(broker).begin(b"a")
+        place, leader, wake = broker.names.records("s"), broker.connection.leader, feeds_module._wake
+        (other,) = {*broker.names.all_records} - {place}
+        rested, denying = asyncio.Event(), asyncio.Event()
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            answer = await ask(node, request, lane)
+            if denying.is_set() and lane >= FOLLOW and place in places_of(answer):
+                denying.clear()
+                return with_code(answer, place, OUT_OF_RANGE)
+            return answer
+
+        def woken(rest: asyncio.Future[None]) -> None:
+            rested.set()
+            wake(rest)
+
+        monkeypatch.setattr(feeds_module, "_wake", woken)
+        if what == "was lost":
+            altered(broker.connection, monkeypatch, alter)
+            feed = broker.feeds._feeds[place]
+            denying.set()
+        else:
+            monkeypatch.setattr(broker.connection, "leader", lambda one: leader(one) if one != other else None)
+            feed = await broker.feeds.follow(other, lambda batch: None, lambda first, end: end, 0)
+        waiting = asyncio.create_task(feed.passed(1_000_000))
+        while denying.is_set():
+            await broker.sender.send(place, b"nobody", b"", [])
+        await asyncio.sleep(0)
+        rested.clear()
+        while not rested.is_set():
+            await broker.sender.send(place, b"nobody", b"", [])
+        assert not waiting.done()
+        waiting.cancel()
+
+
 async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
     tmp_path: Path, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

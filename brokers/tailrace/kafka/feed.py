@@ -12,8 +12,8 @@ Lost = Callable[[int, int], int]
 
 
 class Feed:
-    """One followed partition. ``position`` is the offset that comes next, ``wanted`` the highest that was waited for;
-    ``hurry`` is called where somebody begins to wait."""
+    """One followed partition. ``position`` is the offset that comes next, ``wanted`` the highest that was waited for
+    and may come; ``hurry`` is called where somebody begins to wait."""
 
     def __init__(
         self, place: Place, position: int, take: Callable[[Batch], None], lost: Lost, hurry: Callable[[], None]

@@ -114,9 +114,9 @@ class Feeds:
         for rest in self._resting:
             _wake(rest)
 
-    async def _rest(self) -> None:
+    async def _rest(self, lane: _Lane) -> None:
         """Wait for `REST` seconds, or until somebody is behind."""
-        if any(feed.position < feed.wanted for feed in self._feeds.values()):
+        if any(feed.position < feed.wanted for feed in lane.feeds.values()):
             return
         loop = asyncio.get_running_loop()
         rest: asyncio.Future[None] = loop.create_future()
@@ -198,7 +198,7 @@ class Feeds:
                 if lane.taken >= BUSY:  # under load fewer and larger answers cost everybody less
                     await asyncio.sleep(max(0.0, began + SPACING - loop.time()))
                 elif lane.given and not lane.taken:
-                    await self._rest()
+                    await self._rest(lane)
         except Exception:  # noqa: BLE001  # without its lane, whoever follows would wait for ever
             _log.exception("a lane failed")
             for feed in lane.feeds.values():
@@ -348,7 +348,7 @@ class Feeds:
             self._trust(feed)
             return
         _log.warning("%s lost records: it holds %d to %d, and %d was next", feed.place, first, end, feed.position)
-        feed.last = None
+        feed.last, feed.wanted = None, 0
         self._trust(feed)
         feed.moved(feed.lost(first, end))
         feed.unanchored = feed.position == end > first
