@@ -157,21 +157,24 @@ class Held:
 
     def __init__(self, broker: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go_on = asyncio.Event()
-        self._held = asyncio.Event()
+        self._held: asyncio.Queue[int] = asyncio.Queue()
+        self._lanes = broker.feeds._lanes
         self._request = broker.connection.request
         monkeypatch.setattr(broker.connection, "request", self._ask)
 
     async def _ask(self, node: int, request: Any, lane: int, timeout: float | None = None) -> Any:
         if lane >= FOLLOW:
-            self._held.set()
+            self._held.put_nowait(lane)
             await self.go_on.wait()
         return await self._request(node, request, lane, timeout)
 
     async def held(self, broker: Kafka, *places: Place) -> None:
-        """Answer the question that the broker has, and wait for the next one."""
+        """Answer the questions that the broker has for these partitions, and wait for the next ones."""
         for place in places:
             await broker.sender.send(place, b"nobody", b"", [])
-        await self._held.wait()
+        held: set[int] = set()
+        while not all(any(place in lane.feeds and lane.number in held for lane in self._lanes) for place in places):
+            held.add(await self._held.get())
 
 
 def told(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
