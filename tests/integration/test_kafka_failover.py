@@ -18,7 +18,7 @@ import pytest
 from aiokafka.protocol.produce import ProduceRequest
 
 from tailrace._ports import choose_port
-from tailrace.errors import BrokerUnavailable
+from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import feeds as feeds_module
 from tailrace.kafka.broker import Kafka, open_kafka
@@ -37,7 +37,7 @@ from tailrace.testing.worlds import replay
 pytestmark = pytest.mark.slow
 
 PATIENCE = 60.0
-OUT_OF_RANGE, NOT_LEADER, TOO_FEW_IN_SYNC = 1, 6, 19
+OUT_OF_RANGE, NOT_LEADER, TOO_FEW_IN_SYNC, DENIED = 1, 6, 19, 29
 Ask = Callable[..., Awaitable[Any]]
 
 
@@ -225,6 +225,24 @@ async def test_a_node_that_led_before_is_not_believed_that_records_are_gone(
         assert replay(await reader.log.read("s"))[1][-6:] == [b"after "] + [b"denied"] * 5
         assert track.beginning == beginning
         assert "lost records" not in caplog.text
+
+
+@pytest.mark.parametrize(("code", "error"), [(NOT_LEADER, BrokerUnavailable), (DENIED, BrokerRefused)], ids=str)
+async def test_the_end_of_a_partition_is_told_whatever_becomes_of_another_of_its_node(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, code: int, error: type[BrokerError]
+) -> None:
+    options = replace(options, partitions=2, request_timeout=2.0)
+    async with opened(server, options) as broker, asyncio.timeout(PATIENCE):
+        bad, good = broker.names.all_records
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            answer = await ask(node, request, lane)
+            return with_code(answer, bad, code) if lane == LOOK_UP else answer
+
+        altered(broker.connection, monkeypatch, alter)
+        refused, end = await asyncio.gather(*(map(broker.connection.end, (bad, good))), return_exceptions=True)
+        assert isinstance(refused, error)
+        assert end == 0
 
 
 async def test_a_partition_that_nobody_leads_holds_no_other_up(

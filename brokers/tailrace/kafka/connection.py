@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiokafka import errors
@@ -257,41 +258,40 @@ class Connection:
             while node in self._asked:
                 await asyncio.sleep(0)
                 asked = self._asked.pop(node)
+                failure: BrokerError = BrokerUnavailable("It was closed")
                 try:
-                    found = await self.offsets(list(asked), OffsetResetStrategy.LATEST)
-                except BaseException as error:
+                    await self._find_offsets(asked, OffsetResetStrategy.LATEST, partial(_tell, asked))
+                except BrokerError as error:
+                    failure = error
+                finally:
                     for future in asked.values():
                         if not future.done():
-                            future.set_exception(
-                                error if isinstance(error, BrokerError) else BrokerUnavailable("It was closed")
-                            )
-                    if not isinstance(error, BrokerError):
-                        raise
-                else:
-                    for place, future in asked.items():
-                        if not future.done():
-                            future.set_result(found[place])
+                            future.set_exception(failure)
         finally:
             del self._asking[node]
 
     async def offsets(self, places: Sequence[Place], which: int) -> dict[Place, int]:
         """The partitions' first (`OffsetResetStrategy.EARLIEST`) or end offsets. Raises `BrokerUnavailable`."""
-        deadline = asyncio.get_running_loop().time() + self.options.request_timeout
         found: dict[Place, int] = {}
-        while True:
-            missing = [place for place in places if place not in found]
-            trouble = await self._offsets(missing, which, found)
-            if trouble is None:
-                return found
-            if asyncio.get_running_loop().time() > deadline:
+        await self._find_offsets(places, which, found.__setitem__)
+        return found
+
+    async def _find_offsets(self, places: Iterable[Place], which: int, tell: Callable[[Place, int], None]) -> None:
+        """The same; ``tell`` hears each as soon as it is found, whatever becomes of the others."""
+        deadline = asyncio.get_running_loop().time() + self.options.request_timeout
+        missing = set(places)
+        while (trouble := await self._ask_offsets(missing, which, tell)) is not None:
+            if not isinstance(trouble, BrokerUnavailable) or asyncio.get_running_loop().time() > deadline:
                 raise trouble
             await self.relearn()
             await asyncio.sleep(RETRY_PAUSE)
 
-    async def _offsets(self, places: Sequence[Place], which: int, found: dict[Place, int]) -> BrokerError | None:
-        """Ask once; what is answered goes into ``found``. The reason where something is not."""
+    async def _ask_offsets(
+        self, missing: set[Place], which: int, tell: Callable[[Place, int], None]
+    ) -> BrokerError | None:
+        """Ask once; what is answered is not missing any more. The reason where something is not."""
         nodes: dict[int, dict[str, list[tuple[int, int]]]] = {}
-        for place in places:
+        for place in missing:
             node = await self.find_leader(place)
             nodes.setdefault(node, {}).setdefault(place.topic, []).append((place.partition, which))
         trouble: BrokerError | None = None
@@ -303,11 +303,10 @@ class Connection:
             for topic, partitions in answer.topics:
                 for partition, code, _, offset, *_ in partitions:
                     if code == 0:
-                        found[Place(topic, partition)] = offset
-                        continue
-                    trouble = refusals.of(code, f"offsets of {topic}-{partition} at {self}")
-                    if not isinstance(trouble, BrokerUnavailable):
-                        raise trouble
+                        missing.discard(Place(topic, partition))
+                        tell(Place(topic, partition), offset)
+                    elif trouble is None or isinstance(trouble, BrokerUnavailable):  # the others may be over soon
+                        trouble = refusals.of(code, f"offsets of {topic}-{partition} at {self}")
         return trouble
 
     async def fetch(self, place: Place, offset: int, max_bytes: int) -> Fetched:
@@ -376,6 +375,11 @@ def fetched_of(answer: Any) -> dict[Place, Fetched]:
 def _connecting(library: dict[str, Any]) -> dict[str, Any]:
     """The library's arguments that a lone connection takes."""
     return {name: value for name, value in library.items() if name != "bootstrap_servers"}
+
+
+def _tell(asked: dict[Place, asyncio.Future[int]], place: Place, end: int) -> None:
+    if not (future := asked[place]).done():
+        future.set_result(end)
 
 
 def _retrieve(future: asyncio.Future[int]) -> None:
