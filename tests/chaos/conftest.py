@@ -18,7 +18,7 @@ from tailrace.testing.processes import Services
 from tailrace.testing.redis_server import RedisServer
 from tailrace.testing.servers import NatsServer
 
-LEASE_TTL = 3  # seconds: short, so that the death of a process is soon noticed
+LEASE_TTL = 4  # seconds: short, so that the death of a process is soon noticed
 
 
 class Broker(Protocol):

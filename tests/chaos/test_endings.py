@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -16,7 +17,7 @@ from tailrace.testing.processes import Service, Services, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]
 
-CHUNK, RATE, CHUNKS, TTL = 24, 5, 160, 8  # characters, a second, in all; seconds
+CHUNK, RATE, CHUNKS, TTL = 24, 5, 200, 8  # characters, a second, in all; seconds
 LOST = 10
 KINDS = {
     "producer-lost": LOST,
@@ -63,17 +64,17 @@ class Streams:
 
     async def start(self, *kinds: str) -> None:
         """Have them accepted, and return when all have begun."""
-        for kind in kinds:
-            ttl = {"ttl": TTL} if kind == "expired" else {}
-            for number, run_id in enumerate(self.of(kind)):
-                text = sample_text(number, CHUNK * CHUNKS)
-                self.texts[run_id] = text.encode()
-                request = {"text": text, "rate": RATE, "chunk": CHUNK}
-                await start_run(self._client, self._second.url, run_id, request, HANDLERS.get(kind, "echo"), **ttl)
-                sse = kind in FRAMED or number % 2 == 1
-                self.readers[run_id] = HttpReader(self._client, self._first.url, run_id, sse=sse)
-                self._reading.add(self.readers[run_id])
+        await asyncio.gather(*(self._start(kind, number) for kind in kinds for number in range(KINDS[kind])))
         await self._reading.begun()
+
+    async def _start(self, kind: str, number: int) -> None:
+        run_id, text = f"{kind}-{number}", sample_text(number, CHUNK * CHUNKS)
+        self.texts[run_id] = text.encode()
+        request, ttl = {"text": text, "rate": RATE, "chunk": CHUNK}, {"ttl": TTL} if kind == "expired" else {}
+        await start_run(self._client, self._second.url, run_id, request, HANDLERS.get(kind, "echo"), **ttl)
+        sse = kind in FRAMED or number % 2 == 1
+        self.readers[run_id] = HttpReader(self._client, self._first.url, run_id, sse=sse)
+        self._reading.add(self.readers[run_id])
 
     async def go_on(self, *kinds: str) -> None:
         """Return when each reader has more than it has now."""
@@ -109,8 +110,8 @@ async def test_a_hundred_streams_survive_a_killed_gateway_with_every_ending_true
     await services.start(large)
     await streams.start("done", "handler-error", "cancelled", "deleted", "expired")
     assert len(streams.texts) == 100
-    states = Counter([(await status_of(client, other.url, run_id))["status"] for run_id in streams.texts])
-    assert states == {"streaming": 100}
+    told = await asyncio.gather(*(status_of(client, other.url, run_id) for run_id in streams.texts))
+    assert Counter(one["status"] for one in told) == {"streaming": 100}
     services.supervise(gateway)
 
     gateway.kill()

@@ -41,6 +41,9 @@ async def load(world: KafkaWorld) -> AsyncIterator[None]:
         await writer.acquire(stream_id)
     reading = [asyncio.create_task(read(stream_id)) for stream_id in acked]
     writing = [asyncio.create_task(write(stream_id)) for stream_id in acked]
+    async with asyncio.timeout(PATIENCE):
+        while not all(acked.values()):
+            await asyncio.sleep(PAUSE)
     await asyncio.sleep(STEP)
     before = dict(acked)
     yield

@@ -118,7 +118,8 @@ async def test_gateway_worker_and_broker_are_killed_under_live_streams(
             assert expected.startswith(data)
         else:
             assert reader.sha256 == hashlib.sha256(expected).hexdigest()
-    assert all(reader.reconnects for reader in answers.reading.readers[0::3]), "their gateway was killed"
+    at_the_killed = [reader for reader in answers.reading.readers[0::3] if reader.run_id not in lost]
+    assert all(reader.reconnects for reader in at_the_killed)  # a lost one may have been over before it was back
 
     again = HttpReader(client, gateway.url, "afterwards")
     await start_run(client, gateway.url, "afterwards", {"text": answers.texts[kept[0]]})
