@@ -274,6 +274,39 @@ async def test_a_partition_that_nobody_leads_holds_no_other_up(
         await found[0].passed(1)
 
 
+async def test_after_an_append_without_an_answer_a_lane_does_not_ask_without_a_pause_for_ever(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is nothing in a partition by which to see that its node is as it was."""
+    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+        life, failing, at_once, waits = await Life(broker).begin(b"a"), True, 0, asyncio.Event()
+        (empty,) = {*broker.names.all_records} - {broker.names.records("s")}
+        feed = await broker.feeds.follow(empty, lambda batch: None, lambda first, end: end, 0)
+        while len(broker.feeds._lanes) != 1:  # one has taken over what the others have
+            await asyncio.sleep(0.01)
+
+        async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
+            nonlocal failing, at_once
+            if lane >= FOLLOW and not failing and not waits.is_set():
+                at_once += 1
+                if request._values[1] > 0:  # for as long the broker may keep it
+                    waits.set()
+            answer = await ask(node, request, lane)
+            if lane == WRITE and failing:
+                failing = False
+                raise Unanswered("as if it were")
+            return answer
+
+        altered(broker.connection, monkeypatch, alter)
+        with pytest.raises(AppendUnknown):
+            await life.word(b"b")
+        await waits.wait()
+        assert at_once < 20
+        assert not feed.in_doubt
+        assert [stored.record.chunks for stored in await broker.log.read("s")][1:] == [(b"a",), (b"b",)]
+        assert not any(each.in_doubt for each in broker.feeds._feeds.values())
+
+
 @pytest.mark.parametrize("how", ["of a session that it forgot", "with a fault", "but for the partition"])
 async def test_an_answer_without_what_it_should_have_damages_nothing(
     server: KafkaServer,

@@ -106,8 +106,11 @@ class Feeds:
     def _unconfirmed(self, node: int) -> None:
         """What the node confirms from now on may stand behind others' records, in the place of those that it lost."""
         for feed in self._feeds.values():
-            if self._connection.leader(feed.place) == node:
+            if feed.last is not None and self._connection.leader(feed.place) == node:
                 feed.unproven = True
+        for lane in self._lanes:
+            if lane.node == node:
+                lane.session.reset()  # of what is as it was, a session says nothing
 
     def _hurry(self) -> None:
         """No lane may rest now."""
@@ -187,7 +190,7 @@ class Feeds:
                 for place, feed in tuple(lane.feeds.items()):
                     if feed is not lane.feeds.get(place) or (feed.in_doubt and feed.asks_from < starts[place]):
                         continue
-                    if place in answered or feed.position < feed.high:
+                    if place in answered or feed.asks_from < feed.high:
                         moved |= await self._took(lane, feed, answered.get(place) or SILENCE._replace(high=feed.high))
                 self._answered_again()
                 if moved:
