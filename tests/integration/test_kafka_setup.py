@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import time
@@ -38,6 +39,17 @@ pytestmark = pytest.mark.slow
 PATIENCE = 15.0  # seconds within which a set-up that cannot work says so
 OPTIONS = KafkaOptions(partitions=2, claims_partitions=1, connect_timeout=2.0, request_timeout=3.0)
 _prefixes = (f"setup{number}" for number in count())
+
+
+@pytest.fixture(autouse=True)
+async def goodbyes() -> AsyncIterator[None]:
+    """By TLS whoever closes first waits for the other's goodbye, which a closed event loop would not hear."""
+    yield
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while len(selector.get_map()) > 1:  # the loop's own
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
