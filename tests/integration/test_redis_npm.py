@@ -7,6 +7,7 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -79,7 +80,9 @@ class Npm:
     @classmethod
     async def start(cls, modules: Path, port: int, prefix: str, release: str) -> Self:
         agent = modules.parent / "redis_agent.mjs"  # beside the packages, so that Node finds them
-        agent.write_bytes((NODE / "redis_agent.mjs").read_bytes())
+        ours = agent.with_suffix(f".{os.getpid()}")
+        ours.write_bytes((NODE / "redis_agent.mjs").read_bytes())
+        ours.replace(agent)  # at once: another process's Node may be about to read it
         process = await asyncio.create_subprocess_exec(
             node(),
             str(agent),
@@ -110,6 +113,10 @@ class Npm:
                 answer.exception()
             else:
                 answer.set_result(told.get("result"))
+        for answer in self._calls.values():  # it ended
+            if not answer.done():
+                answer.set_exception(NpmError("the process ended", None))
+                answer.exception()
 
     def _send(self, op: str, stream_id: str, **given: Any) -> int:
         assert self._process.stdin is not None
