@@ -8,8 +8,7 @@ to the process that asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tailrace._ports import choose_port
 from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import feeds as feeds_module
-from tailrace.kafka.broker import Kafka, open_kafka
 from tailrace.kafka.connection import FOLLOW, LOOK_UP, WRITE, Connection, Place
 from tailrace.kafka.log import KafkaLog
 from tailrace.kafka.refusals import Unanswered
@@ -30,7 +28,7 @@ from tailrace.log import AppendUnknown
 from tailrace.model import Status
 from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
-from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.kafka_world import KafkaWorld, opened, own_topics
 from tailrace.testing.lives import Life
 from tailrace.testing.worlds import replay
 
@@ -49,18 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> KafkaOptions:
-    """Topics of the test's own."""
-    prefix = f"failover-{abs(hash(request.node.name)) % 10**9}"
-    return KafkaOptions(prefix=prefix, partitions=1, claims_partitions=1)
-
-
-@asynccontextmanager
-async def opened(server: KafkaServer, options: KafkaOptions) -> AsyncIterator[Kafka]:
-    broker = await open_kafka(server.url, options=options)
-    try:
-        yield broker
-    finally:
-        await broker.close()
+    return own_topics(request.node.name)
 
 
 def altered(
@@ -135,7 +122,7 @@ async def test_a_message_does_not_wait_for_the_next_one_to_be_sent(
 ) -> None:
     """It is queued in the moment in which its node has nothing to send any more, or gets another leader while its node
     answers. Two nodes are one here, by two numbers."""
-    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
         here, there = broker.names.all_records
         leaders: dict[Place, int | None] = {here: server.id, there: server.id + 1}
         answered, go_on, sent = asyncio.Event(), asyncio.Event(), list[asyncio.Future[Ack]]()
@@ -177,7 +164,7 @@ async def test_a_message_does_not_wait_for_the_next_one_to_be_sent(
 async def test_an_answer_that_is_not_understood_leaves_nobody_waiting(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(server, options) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as broker, asyncio.timeout(PATIENCE):
         place, answers = broker.names.all_records[0], ["of a stranger's topic", "of nothing"]
 
         async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
@@ -201,7 +188,7 @@ async def test_a_node_that_led_before_is_not_believed_that_records_are_gone(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was cut off, and lacks what the new leader took since. Both are one node here, by two numbers."""
-    async with opened(server, options) as broker, opened(server, options) as reader, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as broker, opened(server.url, options) as reader, asyncio.timeout(PATIENCE):
         life, place, now = await Life(broker).begin(b"before "), broker.names.all_records[0], server.id + 1
         track = broker.log._tracks.peek("s")
         assert track is not None
@@ -232,7 +219,7 @@ async def test_the_end_of_a_partition_is_told_whatever_becomes_of_another_of_its
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, code: int, error: type[BrokerError]
 ) -> None:
     options = replace(options, partitions=2, request_timeout=2.0)
-    async with opened(server, options) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as broker, asyncio.timeout(PATIENCE):
         bad, good = broker.names.all_records
 
         async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
@@ -249,7 +236,7 @@ async def test_a_partition_that_nobody_leads_holds_no_other_up(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is asked for its leader may not answer for a while."""
-    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
         orphan, other = broker.names.all_records
         for place in (orphan, other):
             await broker.sender.send(place, b"nobody", b"", [])
@@ -278,7 +265,7 @@ async def test_after_an_append_without_an_answer_a_lane_does_not_ask_without_a_p
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where there is nothing in a partition by which to see that its node is as it was."""
-    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
         life, failing, at_once, waits = await Life(broker).begin(b"a"), True, 0, asyncio.Event()
         (empty,) = {*broker.names.all_records} - {broker.names.records("s")}
         feed = await broker.feeds.follow(empty, lambda batch: None, lambda first, end: end, 0)
@@ -316,7 +303,7 @@ async def test_an_answer_without_what_it_should_have_damages_nothing(
     how: str,
 ) -> None:
     """It has room for eight megabytes, the user may have a quota, and the broker forgets sessions."""
-    async with opened(server, options) as writer, opened(server, options) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as writer, opened(server.url, options) as broker, asyncio.timeout(PATIENCE):
         place, heard, altering = broker.names.all_records[0], list[int](), True
         for _ in range(3):  # one answer has one of them
             await writer.sender.send(place, b"nobody", bytes(700_000), [])
@@ -350,7 +337,7 @@ async def test_a_lane_rests_although_somebody_waits_for_what(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Its node would be asked without a pause until a partition is back, or has grown again."""
-    async with opened(server, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
+    async with opened(server.url, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
         await Life(broker).begin(b"a")
         place, leader, wake = broker.names.records("s"), broker.connection.leader, feeds_module._wake
         (other,) = {*broker.names.all_records} - {place}
@@ -392,7 +379,7 @@ async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
     """A power cut took a broker's unsynced end, and others filled it just so far that the next record is confirmed
     where the process expects it."""
     with KafkaServer(tmp_path / "kafka") as server:
-        async with opened(server, options) as broker, asyncio.timeout(PATIENCE):
+        async with opened(server.url, options) as broker, asyncio.timeout(PATIENCE):
             life, place = await Life(broker).begin(*(b"%d;" % n for n in range(20))), broker.names.all_records[0]
             asks, writes, confirmed, go_on = (asyncio.Event() for _ in range(4))
             holding = False
@@ -429,7 +416,7 @@ async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
             with pytest.raises(AppendUnknown):
                 await appending
             assert "lost records" in caplog.text
-            async with opened(server, options) as fresh:
+            async with opened(server.url, options) as fresh:
                 left = replay(await fresh.log.read("s"))[1]
                 assert 0 < len(left) < 20
                 assert replay(await broker.log.read("s"))[1] == left
@@ -445,7 +432,7 @@ async def lose_its_end(server: KafkaServer, options: KafkaOptions, place: Place,
             path.unlink()
     port, server.port = server.port, choose_port(None, None)
     server.start()
-    async with opened(server, options) as stranger:
+    async with opened(server.url, options) as stranger:
         for _ in range(up_to - await stranger.connection.end(place)):
             await stranger.sender.send(place, b"another", b"of a stranger", [])
         assert await stranger.connection.end(place) == up_to

@@ -4,8 +4,8 @@ and one story for all."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from tailrace._ports import choose_port
 from tailrace.errors import BrokerFailed, StreamEnded, StreamTrimmed, UnsupportedRecord
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import claims as claims_module
-from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.broker import Kafka
 from tailrace.kafka.connection import Place
 from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused
 from tailrace.model import Incarnation, Role, Status
 from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
-from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.kafka_world import KafkaWorld, opened, own_topics
 from tailrace.testing.kit import until_ending
 from tailrace.testing.lives import Life, word
 from tailrace.testing.worlds import replay
@@ -41,17 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> KafkaOptions:
-    """Topics of the test's own."""
-    return KafkaOptions(prefix=f"f{abs(hash(request.node.name)) % 10**9}", partitions=1, claims_partitions=1)
-
-
-@asynccontextmanager
-async def opened(server: KafkaServer, options: KafkaOptions) -> AsyncIterator[Kafka]:
-    broker = await open_kafka(server.url, options=options)
-    try:
-        yield broker
-    finally:
-        await broker.close()
+    return own_topics(request.node.name)
 
 
 class Follower:
@@ -102,7 +92,7 @@ async def test_what_the_table_forgets_a_track_that_is_followed_forgets_too(
     server: KafkaServer, options: KafkaOptions
 ) -> None:
     """Else it tells everybody of the old ending once more, and that would end the new life."""
-    async with opened(server, options) as remembers, opened(server, options) as forgets:
+    async with opened(server.url, options) as remembers, opened(server.url, options) as forgets:
         old, _ = await old_life(remembers)
         follower = Follower()
         following = await remembers.log.follow("s", follower.deliver, follower.uncertain.set)
@@ -115,7 +105,7 @@ async def test_what_the_table_forgets_a_track_that_is_followed_forgets_too(
         entry = forgets.claims.peek("s")
         assert entry is not None
         assert entry.gone is None
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             for broker in (fresh, remembers):
                 late = Life(broker)
                 late.state = old.state
@@ -134,7 +124,7 @@ async def test_what_the_table_forgets_a_track_that_is_followed_forgets_too(
 async def test_what_comes_late_of_a_life_that_the_table_forgot_changes_nothing(
     server: KafkaServer, options: KafkaOptions, late: str
 ) -> None:
-    async with opened(server, options) as paused, opened(server, options) as forgets:
+    async with opened(server.url, options) as paused, opened(server.url, options) as forgets:
         old, tombstone = await old_life(paused)
         await sweep(forgets, paused)
         new = await Life(forgets).begin(b"a", owner=8)
@@ -143,7 +133,7 @@ async def test_what_comes_late_of_a_life_that_the_table_forgot_changes_nothing(
             await paused.sender.send(paused.names.all_claims[0], b"s", b"", headers)
         else:
             await paused.claims.open("s", new.state.position, tombstone)
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             for broker in (paused, forgets, fresh):
                 zombie = Life(broker)
                 zombie.state = old.state
@@ -158,7 +148,7 @@ async def test_what_comes_late_of_a_life_that_the_table_forgot_changes_nothing(
 
 async def test_an_old_id_is_claimed_again_at_once(server: KafkaServer, options: KafkaOptions) -> None:
     """Its entry is too old to be kept, and nothing has swept it yet: the claim's own opening does."""
-    async with opened(server, options) as broker:
+    async with opened(server.url, options) as broker:
         life, _ = await old_life(broker)
         assert broker.claims.peek("s") is not None
         await life.begin(b"a", owner=8)
@@ -168,7 +158,7 @@ async def test_an_old_id_is_claimed_again_at_once(server: KafkaServer, options: 
 
 async def test_of_two_openings_the_one_that_sees_more_counts(server: KafkaServer, options: KafkaOptions) -> None:
     """The first was lost and stored once more; meanwhile a process that knew nothing of it stored its own."""
-    async with opened(server, options) as owner, opened(server, options) as other:
+    async with opened(server.url, options) as owner, opened(server.url, options) as other:
         await owner.sender.send(owner.names.all_records[0], b"another", b"", [])
         life = await Life(owner).begin(b"a")
         entry = owner.claims.peek("s")
@@ -193,7 +183,7 @@ async def test_of_two_openings_the_one_that_sees_more_counts(server: KafkaServer
 async def test_a_track_that_begins_anew_outlives_a_broker_error(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(server, options) as writer, opened(server, options) as reader:
+    async with opened(server.url, options) as writer, opened(server.url, options) as reader:
         life = await Life(writer).begin(b"a")
         follower = Follower()
         following = await reader.log.follow("s", follower.deliver, follower.uncertain.set)
@@ -219,7 +209,7 @@ async def test_a_track_that_begins_anew_outlives_a_broker_error(
 async def test_a_track_that_begins_anew_with_a_newer_version_says_so(
     server: KafkaServer, options: KafkaOptions
 ) -> None:
-    async with opened(server, options) as writer, opened(server, options) as reader:
+    async with opened(server.url, options) as writer, opened(server.url, options) as reader:
         life = await Life(writer).begin(b"a")
         follower = Follower()
         following = await reader.log.follow("s", follower.deliver, follower.uncertain.set)
@@ -290,7 +280,7 @@ async def fill_elsewhere(server: KafkaServer, options: KafkaOptions) -> None:
     """Let a stranger, whom alone the broker is reachable for, write more than was lost."""
     port, server.port = server.port, choose_port(None, None)
     server.start()
-    async with opened(server, options) as stranger:
+    async with opened(server.url, options) as stranger:
         for _ in range(60):
             await stranger.sender.send(stranger.names.all_records[0], b"another", b"of a stranger", [])
     server.kill()
@@ -303,7 +293,7 @@ async def test_an_ending_whose_record_was_lost_ends_its_stream_as_trimmed(tmp_pa
     lost as well, and its opening survived."""
     options = KafkaOptions(partitions=1, claims_partitions=1)
     with KafkaServer(tmp_path / "kafka") as server:
-        async with opened(server, options) as writer:
+        async with opened(server.url, options) as writer:
             (chunks,) = writer.names.all_records
             life = await Life(writer, "cut").begin(b"a")
             left = log_of(server, chunks).stat().st_size
@@ -344,7 +334,7 @@ async def test_an_opening_that_was_lost_is_stored_once_more(tmp_path: Path, gone
     """The claims lost their end, the records kept theirs."""
     options = KafkaOptions(partitions=1, claims_partitions=1)
     with KafkaServer(tmp_path / "kafka") as server:
-        async with opened(server, options) as owner:
+        async with opened(server.url, options) as owner:
             (place,) = owner.names.all_claims
             await Life(owner, "before").begin()
             left = log_of(server, place).stat().st_size
@@ -355,10 +345,10 @@ async def test_an_opening_that_was_lost_is_stored_once_more(tmp_path: Path, gone
             cut(server, place, left)
             server.start()
             async with asyncio.timeout(PATIENCE):
-                async with opened(server, options) as fresh:
+                async with opened(server.url, options) as fresh:
                     while (entry := await fresh.claims.current("s")) is None or (entry.gone is not None) != gone:
                         await asyncio.sleep(0.05)  # until it was stored once more
-            async with opened(server, options) as fresh:
+            async with opened(server.url, options) as fresh:
                 other = Life(fresh)
                 state = await other.look()
                 if gone:
@@ -374,7 +364,7 @@ async def test_a_delete_that_was_lost_from_both_topics_holds_where_it_is_known(t
     """And the next life, at positions that were used before, is one to all."""
     options = KafkaOptions(partitions=1, claims_partitions=1)
     with KafkaServer(tmp_path / "kafka") as server:
-        async with opened(server, options) as owner, asyncio.timeout(PATIENCE):
+        async with opened(server.url, options) as owner, asyncio.timeout(PATIENCE):
             places = *owner.names.all_claims, *owner.names.all_records
             await Life(owner, "before").begin()
             left = {place: log_of(server, place).stat().st_size for place in places}
@@ -384,7 +374,7 @@ async def test_a_delete_that_was_lost_from_both_topics_holds_where_it_is_known(t
             for place in places:
                 cut(server, place, left[place])
             server.start()
-            async with opened(server, options) as fresh:
+            async with opened(server.url, options) as fresh:
                 while (entry := await fresh.claims.current("s")) is None or entry.gone is None:
                     await asyncio.sleep(0.05)  # until it was stored once more
                 other = Life(fresh)
@@ -394,7 +384,7 @@ async def test_a_delete_that_was_lost_from_both_topics_holds_where_it_is_known(t
                 late.state = life.state
                 with pytest.raises(AppendRefused):
                     await late.begin(owner=9)
-                async with opened(server, options) as third:
+                async with opened(server.url, options) as third:
                     for broker in (owner, fresh, third):
                         state, chunks = replay(await broker.log.read("s"))
                         assert (state.incarnation, chunks) == (Incarnation(2, 8), [b"new"])

@@ -6,8 +6,7 @@ import asyncio
 import json
 import logging
 import struct
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation, Status
 from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaCluster, KafkaServer
-from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.kafka_world import KafkaWorld, opened, own_topics
 from tailrace.testing.lives import Life
 from tailrace.testing.worlds import replay
 
@@ -52,18 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> KafkaOptions:
-    """Topics of the test's own."""
-    prefix = f"hostile-{abs(hash(request.node.name)) % 10**9}"
-    return KafkaOptions(prefix=prefix, partitions=1, claims_partitions=1)
-
-
-@asynccontextmanager
-async def opened(server: KafkaServer, options: KafkaOptions) -> AsyncIterator[Kafka]:
-    broker = await open_kafka(server.url, options=options)
-    try:
-        yield broker
-    finally:
-        await broker.close()
+    return own_topics(request.node.name)
 
 
 async def trim(broker: Kafka, place: Place, before: int) -> None:
@@ -89,7 +77,7 @@ FOREIGN = {
 async def test_no_foreign_message_stops_who_reads_a_topic(
     server: KafkaServer, options: KafkaOptions, value: bytes
 ) -> None:
-    async with opened(server, options) as broker:
+    async with opened(server.url, options) as broker:
         world = KafkaWorld(server.url, options=options)
         store = await world.store()
         await store.acquire("before")
@@ -102,7 +90,7 @@ async def test_no_foreign_message_stops_who_reads_a_topic(
         async with asyncio.timeout(PATIENCE):
             await store.append("before", b"a")
             await store.acquire("after")
-            async with opened(server, options) as fresh:
+            async with opened(server.url, options) as fresh:
                 assert (await fresh.log.last("after")) is not None
             assert (await store.status("before")).entries == 1
         await world.close()
@@ -112,14 +100,14 @@ async def test_a_damaged_batch_is_counted_and_told_once_and_ends_its_stream(
     server: KafkaServer, options: KafkaOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tailrace.kafka")
-    async with opened(server, options) as broker:
+    async with opened(server.url, options) as broker:
         await Life(broker, "other").begin(b"fine", owner=8)
         life = await Life(broker).begin(b"first", b"to be damaged", b"behind it")
         segment = next(server.directory.rglob(f"{options.prefix}.chunks-0/*.log"))
         with segment.open("r+b") as file:
             file.seek(segment.read_bytes().index(b"to be damaged"))
             file.write(b"TO")
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             for _ in range(2):
                 state = State()
                 for stored in await fresh.log._read("s", fresh.claims.peek("s"), 0, life.state.position):
@@ -191,7 +179,7 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.WARNING, "tailrace.kafka")
-    async with opened(server, options) as writer, opened(server, options) as watcher, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as writer, opened(server.url, options) as watcher, asyncio.timeout(PATIENCE):
         place, behind_it = writer.names.all_records[0], asyncio.Event()
         live, ended = await Life(writer, "live").begin(b"a"), await Life(writer, "ended").begin(b"b", owner=8)
         heard = await watcher.log.read("live")
@@ -214,7 +202,7 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
         hold.go_on.set()
         await behind_it.wait()
         assert replay(heard)[0].ending == TRIMMED
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             for stream_id in ("live", "ended"):
                 found = await fresh.log._read(stream_id, fresh.claims.peek(stream_id), 0, ended.state.position)
                 assert replay(found)[0].ending == TRIMMED
@@ -229,14 +217,14 @@ async def test_what_the_broker_cannot_serve_is_passed_over_and_ends_its_streams(
 
 
 async def test_an_ending_that_cannot_be_read_is_taken_from_its_copy(server: KafkaServer, options: KafkaOptions) -> None:
-    async with opened(server, options) as writer, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as writer, asyncio.timeout(PATIENCE):
         life = await Life(writer).begin(b"one ", b"two")
         await life.end()
         last = await writer.log.last("s")
         assert last is not None
         await writer.claims.copy(last)
         damage(server, writer.names.all_records[0], last.record.nonce.encode(), 17, b"\xff\xff\xff\xff")  # its checksum
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             await fresh.log.follow("s", lambda stored: None, lambda: None)  # by a track, and
             found = await fresh.log.read("s")
             assert fresh.log.skipped == 1
@@ -244,7 +232,7 @@ async def test_an_ending_that_cannot_be_read_is_taken_from_its_copy(server: Kafk
             assert replay(found)[1] == [b"one ", b"two"]
             assert replay(found)[0].ending == last.record.ending
             assert (await fresh.log.last("s")) == last
-        async with opened(server, options) as other:
+        async with opened(server.url, options) as other:
             found = await other.log.read("s")  # by the table
             assert other.log.skipped == 1
             assert replay(found)[0].ending == last.record.ending
@@ -255,14 +243,14 @@ async def test_a_table_survives_what_the_broker_cannot_serve(
     server: KafkaServer, options: KafkaOptions, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tailrace.kafka.connection")
-    async with opened(server, options) as writer, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as writer, asyncio.timeout(PATIENCE):
         place = Place(f"{options.prefix}.{topic}", 0)
         for stream_id in ("before", "damaged", "behind"):
             await Life(writer, stream_id).begin(b"a")
             await writer.runs.submit(Command(stream_id, "h", b"1", "bytes", "d"))
             await writer.sender.send(place, b"padding", PADDING, [])
         damage(server, place, b"damaged", *HEADS["refused as corrupt"])
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             for stream_id in ("before", "behind"):
                 assert replay(await fresh.log.read(stream_id))[1] == [b"a"]
                 assert await fresh.runs.find(stream_id) is not None
@@ -288,7 +276,7 @@ async def test_a_partition_that_cannot_be_read_is_told_once_and_holds_nobody_up(
             asked.release()
 
     monkeypatch.setattr(feeds_module, "served_from", counted)
-    async with opened(server, options) as writer, opened(server, options) as watcher, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as writer, opened(server.url, options) as watcher, asyncio.timeout(PATIENCE):
         ids = {writer.names.records(f"s{number}"): f"s{number}" for number in range(100)}
         bad, good = writer.names.all_records
         lives = {place: await Life(writer, ids[place]).begin(b"a") for place in (bad, good)}
@@ -315,7 +303,7 @@ async def test_a_fault_of_the_brokers_that_is_over_damages_nothing(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers an error as long as a damaged batch is asked for again, and serves again what comes behind it."""
-    async with opened(server, options) as writer, opened(server, options) as reader, asyncio.timeout(PATIENCE):
+    async with opened(server.url, options) as writer, opened(server.url, options) as reader, asyncio.timeout(PATIENCE):
         life = await Life(writer).begin(b"a", b"b", b"c")
         fetch, faults = reader.connection.fetch, [Fetched(refusals.UNKNOWN, -1, -1, b"")] * (1 + TRIES)
 
@@ -332,7 +320,7 @@ async def test_what_freed_an_id_is_known_when_its_own_messages_are_too_old_to_be
     server: KafkaServer, options: KafkaOptions
 ) -> None:
     """The id's second life is young, and what ended the first is trimmed from both topics."""
-    async with opened(server, options) as writer:
+    async with opened(server.url, options) as writer:
         life = await Life(writer).begin(b"old")
         await life.delete()
         until_copy = await writer.connection.end(writer.names.all_claims[0])
@@ -341,7 +329,7 @@ async def test_what_freed_an_id_is_known_when_its_own_messages_are_too_old_to_be
         await trim(writer, writer.names.all_claims[0], until_copy)
         await trim(writer, writer.names.all_records[0], gone)
         await life.word(b"er")
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             for broker in (writer, fresh):
                 state, chunks = replay(await broker.log.read("s"))
                 assert (state.incarnation, state.ending, chunks) == (Incarnation(2, 8), None, [b"new", b"er"])
@@ -353,16 +341,16 @@ async def test_an_old_opening_that_nobody_used_is_made_anew(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker removes an opening by its age: a life behind it must not be as young as it is."""
-    async with opened(server, options) as dead:
+    async with opened(server.url, options) as dead:
         await dead.claims.open("s", 0)
-    async with opened(server, options) as writer:
+    async with opened(server.url, options) as writer:
         await writer.sender.send(writer.names.all_records[0], b"filler", b"", [])
         until = await writer.connection.end(writer.names.all_claims[0])
         monkeypatch.setattr(claims_module, "FRESH_MS", -1)  # as if it were long ago
         life = await Life(writer).begin(b"a")
         await trim(writer, writer.names.all_claims[0], until)
         await trim(writer, writer.names.all_records[0], 1)
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             with pytest.raises(AppendRefused):
                 await Life(fresh).begin(owner=9)
             state, chunks = replay(await fresh.log.read("s"))
@@ -372,7 +360,7 @@ async def test_an_old_opening_that_nobody_used_is_made_anew(
 
 async def test_what_the_table_forgets_is_not_remembered_by_a_track(server: KafkaServer, options: KafkaOptions) -> None:
     """Else the process that remembers and one that does not would both find the id free, each behind another record."""
-    async with opened(server, options) as remembers, opened(server, options) as forgets:
+    async with opened(server.url, options) as remembers, opened(server.url, options) as forgets:
         life = await Life(remembers).begin()
         await life.delete()
         assert await remembers.log.last("s") is not None
@@ -394,7 +382,7 @@ async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
     server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two topics may have different leaders, and one of them may be slow."""
-    async with opened(server, options) as writer, opened(server, options) as reader:
+    async with opened(server.url, options) as writer, opened(server.url, options) as reader:
         for _ in range(3):
             await writer.sender.send(writer.names.all_records[0], b"filler", b"", [])
         await trim(writer, writer.names.all_records[0], 2)
@@ -416,10 +404,10 @@ async def test_a_track_that_is_ahead_of_the_table_reads_from_the_right_place(
 
 
 async def test_a_stream_whose_head_is_gone_is_listed(server: KafkaServer, options: KafkaOptions) -> None:
-    async with opened(server, options) as writer:
+    async with opened(server.url, options) as writer:
         life = await Life(writer).begin(b"a", b"b")
         await trim(writer, writer.names.all_records[0], life.state.position - 1)
-        async with opened(server, options) as fresh:
+        async with opened(server.url, options) as fresh:
             found = [stored async for stored in fresh.log.lasts()]
             assert [stored.record.stream_id for stored in found] == ["s"]
 
@@ -450,7 +438,7 @@ async def test_a_command_that_came_second_does_not_outlive_the_first(
     server: KafkaServer, options: KafkaOptions
 ) -> None:
     """Its submitter died before it removed it, and compaction forgets the first."""
-    async with opened(server, options) as broker:
+    async with opened(server.url, options) as broker:
         first = await broker.runs.submit(Command("s", "h", b"1", "bytes", "d"))
         headers, payload = encode_command(replace(first, id="second"))
         place = broker.names.runs("s")

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from tailrace.commit import new_nonce
 from tailrace.errors import BrokerFailed, ChunkTooLarge, TailraceError, UnsupportedRecord
 from tailrace.fold import DELETED, EXPIRED, State, fold
 from tailrace.kafka import KafkaOptions
-from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.broker import Kafka
 from tailrace.kafka.connection import Place
 from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Ending, Incarnation, Role, Status
 from tailrace.records import Record, Stored
 from tailrace.testing.kafka_server import KafkaServer
-from tailrace.testing.kafka_world import KafkaWorld
+from tailrace.testing.kafka_world import KafkaWorld, opened
 from tailrace.testing.lives import Life, claim, word
 from tailrace.testing.worlds import replay
 from tailrace.writer import MAX_CHUNKS_A_RECORD
@@ -58,24 +58,15 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield running
 
 
-@asynccontextmanager
-async def opened(server: KafkaServer, options: KafkaOptions = OPTIONS) -> AsyncIterator[Kafka]:
-    broker = await open_kafka(server.url, options=options)
-    try:
-        yield broker
-    finally:
-        await broker.close()
-
-
 @pytest.fixture
 async def broker(server: KafkaServer) -> AsyncIterator[Kafka]:
-    async with opened(server) as broker:
+    async with opened(server.url, OPTIONS) as broker:
         yield broker
 
 
 @pytest.fixture
 async def other(server: KafkaServer) -> AsyncIterator[Kafka]:
-    async with opened(server) as broker:
+    async with opened(server.url, OPTIONS) as broker:
         yield broker
 
 
@@ -121,13 +112,8 @@ async def test_a_record_that_is_stored_twice_or_late_counts_once(broker: Kafka, 
             assert texts(await each.log.read(unique)) == [b"a", b"b", b"c"]
 
 
-@asynccontextmanager
-async def opened_fresh(like: Kafka) -> AsyncIterator[Kafka]:
-    fresh = await open_kafka(f"kafka://{like.connection}", options=like.options)
-    try:
-        yield fresh
-    finally:
-        await fresh.close()
+def opened_fresh(like: Kafka) -> AbstractAsyncContextManager[Kafka]:
+    return opened(f"kafka://{like.connection}", like.options)
 
 
 async def test_a_winner_that_wakes_after_delete_and_re_acquire_adds_nothing(
@@ -293,7 +279,7 @@ async def test_claims_trimmed_between_a_winner_and_its_loser_elect_the_same_owne
     server: KafkaServer, unique: str, stack: AsyncExitStack
 ) -> None:
     options = KafkaOptions(prefix="trim", partitions=1, claims_partitions=1)
-    winner, loser = [await stack.enter_async_context(opened(server, options)) for _ in range(2)]
+    winner, loser = [await stack.enter_async_context(opened(server.url, options)) for _ in range(2)]
     for each in (winner, loser):  # both have looked, and found nobody
         assert await each.log.read(unique) == []
     start = (await loser.log._tracks.get(unique)).partition.feed.position  # type: ignore[union-attr]
@@ -303,7 +289,7 @@ async def test_claims_trimmed_between_a_winner_and_its_loser_elect_the_same_owne
     await loser.claims.open(unique, start)  # too late: it writes no claim
     await life.put(word(life.state, unique, b"c"))
     await trim(winner, place, before)
-    fresh = await stack.enter_async_context(opened(server, options))
+    fresh = await stack.enter_async_context(opened(server.url, options))
     assert fresh.claims.peek(unique) is not None
     with pytest.raises(AppendRefused):
         await fresh.log.append(claim(unique, owner=9), 0)
@@ -324,14 +310,14 @@ async def test_an_ending_whose_opening_is_gone_is_trimmed_and_not_free(
     server: KafkaServer, unique: str, stack: AsyncExitStack
 ) -> None:
     options = KafkaOptions(prefix="end", partitions=1, claims_partitions=1)
-    writer = await stack.enter_async_context(opened(server, options))
+    writer = await stack.enter_async_context(opened(server.url, options))
     life = await Life(writer, unique).begin(b"a")
     place = writer.names.all_claims[0]
     before = await writer.connection.end(place)
     stored = await life.put(decide.finish(life.state.mark, unique, new_nonce(), Ending(Status.DONE)))  # type: ignore[arg-type]
     await writer.claims.copy(stored)
     await trim(writer, place, before)
-    fresh = await stack.enter_async_context(opened(server, options))
+    fresh = await stack.enter_async_context(opened(server.url, options))
     with pytest.raises(AppendRefused):
         await fresh.log.append(claim(unique, owner=9), 0)
     state = replay(await fresh.log.read(unique))[0]
@@ -343,13 +329,13 @@ async def test_records_without_their_claim_are_a_trimmed_stream(
     server: KafkaServer, unique: str, stack: AsyncExitStack
 ) -> None:
     options = KafkaOptions(prefix="headless", partitions=1, claims_partitions=1)
-    writer = await stack.enter_async_context(opened(server, options))
+    writer = await stack.enter_async_context(opened(server.url, options))
     life = await Life(writer, unique).begin(b"a")
     headers, payload = message(claim(unique, owner=8), 0)  # of one that had lost
     await writer.sender.send(writer.names.records(unique), unique.encode(), payload, headers)
     await trim(writer, writer.names.records(unique), life.state.position)
     await life.put(word(life.state, unique, b"b"))
-    fresh = await stack.enter_async_context(opened(server, options))
+    fresh = await stack.enter_async_context(opened(server.url, options))
     state = replay(await fresh.log.read(unique))[0]
     assert state.ending is not None
     assert state.ending.status is Status.TRIMMED
@@ -370,7 +356,7 @@ async def test_a_process_that_died_before_its_claim_leaves_the_id_free(
 @pytest.mark.parametrize("claims", [1000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: str, claims: int) -> None:
     options = KafkaOptions(prefix=f"many{claims}", partitions=4, claims_partitions=2)
-    async with opened(server, options) as writer:
+    async with opened(server.url, options) as writer:
 
         async def one(number: int) -> None:
             async with at_once:
@@ -384,7 +370,7 @@ async def test_a_fresh_process_knows_every_claim(server: KafkaServer, unique: st
 
         at_once = asyncio.Semaphore(64)
         await asyncio.gather(*(one(number) for number in range(claims)))
-    async with opened(server, options) as fresh:
+    async with opened(server.url, options) as fresh:
         assert await fresh.log.count() == claims - claims // 5 + claims // 10
 
         async def compare(number: int) -> None:
@@ -442,7 +428,7 @@ async def test_strangers_are_skipped_counted_and_named_once(
     assert texts(await broker.log.read(unique)) == [b"a", b"b"]
     assert broker.log.skipped == 3
     assert len([each for each in caplog.records if "Skipped a message among the records" in each.message]) == 1
-    async with opened(server) as fresh:
+    async with opened(server.url, OPTIONS) as fresh:
         assert texts(await fresh.log.read(unique)) == [b"a", b"b"]
         assert fresh.log.skipped == 3
     await broker.sender.send(broker.names.all_claims[0], unique.encode(), b"from a stranger", [])
@@ -452,7 +438,7 @@ async def test_strangers_are_skipped_counted_and_named_once(
 
 async def test_a_stream_with_an_unreadable_record_ends_as_trimmed(server: KafkaServer, unique: str) -> None:
     """A record of the stream itself that nobody can read: those behind it count, and the fold sees the hole."""
-    async with opened(server) as broker:
+    async with opened(server.url, OPTIONS) as broker:
         life = await Life(broker, unique).begin(b"a")
         record = word(life.state, unique, b"lost")
         headers, payload = message(record, life.state.position)
@@ -460,7 +446,7 @@ async def test_a_stream_with_an_unreadable_record_ends_as_trimmed(server: KafkaS
         ack = await broker.sender.send(broker.names.records(unique), unique.encode(), payload, damaged)
         life.state, _ = fold(life.state, Stored(ack.offset + 1, -1, ack.time_ms, record))
         await life.put(word(life.state, unique, b"b"))
-        async with opened(server) as fresh:
+        async with opened(server.url, OPTIONS) as fresh:
             for each in (broker, fresh):
                 state = replay(await each.log.read(unique))[0]
                 assert state.ending is not None
@@ -490,7 +476,7 @@ async def test_a_newer_version_is_never_skipped(broker: Kafka, other: Kafka, uni
 async def test_an_append_to_a_paused_broker_is_unknown_and_lands_once_if_at_all(tmp_path: Path) -> None:
     with KafkaServer(tmp_path / "kafka") as server:
         options = KafkaOptions(partitions=1, claims_partitions=1, request_timeout=1.0, fetch_wait=1.0)
-        async with opened(server, options) as broker:
+        async with opened(server.url, options) as broker:
             life = await Life(broker, "a").begin(b"a")
             record = word(life.state, "a", b"b")
             server.pause()
@@ -512,10 +498,10 @@ async def test_an_append_to_a_paused_broker_is_unknown_and_lands_once_if_at_all(
 async def test_reads_go_on_beyond_one_fetch(server: KafkaServer, unique: str) -> None:
     options = KafkaOptions(prefix="long", partitions=1, claims_partitions=1)
     words = [b"%d." % number * 20_000 for number in range(40)]
-    async with opened(server, options) as writer:
+    async with opened(server.url, options) as writer:
         await Life(writer, unique).begin(*words)
         assert texts(await writer.log.read(unique)) == words
-    async with opened(server, options) as fresh:
+    async with opened(server.url, options) as fresh:
         records = await fresh.log.read(unique)
         assert texts(records) == words
         assert await fresh.log.read(unique, records[-2].position) == records[-1:]

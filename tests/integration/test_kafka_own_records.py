@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from tailrace import decide
 from tailrace.kafka import KafkaOptions
-from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.broker import Kafka
 from tailrace.kafka.connection import FOLLOW
 from tailrace.kafka.reading import Batch
 from tailrace.kafka.sender import Ack
@@ -20,6 +19,7 @@ from tailrace.kafka.wire import message
 from tailrace.log import AppendRefused
 from tailrace.records import Stored
 from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import opened
 from tailrace.testing.lives import Life, claim
 
 pytestmark = pytest.mark.slow
@@ -31,15 +31,6 @@ OPTIONS = KafkaOptions(prefix="own", partitions=1, claims_partitions=1)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     with KafkaServer(Path(tmp_path_factory.mktemp("kafka"))) as server:
         yield server
-
-
-@asynccontextmanager
-async def opened(server: KafkaServer) -> AsyncIterator[Kafka]:
-    broker = await open_kafka(server.url, options=OPTIONS)
-    try:
-        yield broker
-    finally:
-        await broker.close()
 
 
 class Gate:
@@ -65,7 +56,7 @@ async def texts(broker: Kafka, stream_id: str) -> list[bytes]:
 async def test_a_lone_writer_does_not_wait_for_its_own_records(
     server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(server) as broker, opened(server) as reader:
+    async with opened(server.url, OPTIONS) as broker, opened(server.url, OPTIONS) as reader:
         gate = Gate(broker, monkeypatch)
         life = await Life(broker, "lone").begin()
         gate.open.clear()  # from now on it is told nothing
@@ -83,7 +74,7 @@ async def test_a_lone_writer_does_not_wait_for_its_own_records(
 async def test_behind_another_process_a_record_waits_until_it_is_read_back(
     server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(server) as broker, opened(server) as other:
+    async with opened(server.url, OPTIONS) as broker, opened(server.url, OPTIONS) as other:
         gate = Gate(broker, monkeypatch)
         mine, theirs = await Life(broker, "mine").begin(), await Life(other, "theirs").begin()
         await mine.word(b"first ")
@@ -100,7 +91,7 @@ async def test_behind_another_process_a_record_waits_until_it_is_read_back(
 async def test_a_record_that_came_too_late_is_refused_while_nothing_is_read(
     server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(server) as broker:
+    async with opened(server.url, OPTIONS) as broker:
         gate = Gate(broker, monkeypatch)
         life = await Life(broker, "late").begin()
         before = life.state
@@ -122,7 +113,7 @@ async def test_an_opening_of_which_a_stale_leader_did_not_tell_is_found_before_t
     server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a leader does that was cut off: it answers with an end before what others stored since."""
-    async with opened(server) as late, opened(server) as first:
+    async with opened(server.url, OPTIONS) as late, opened(server.url, OPTIONS) as first:
         claims = late.claims
         feed = claims._followed[0]
         held: list[Batch] = []
@@ -163,7 +154,7 @@ async def test_an_opening_of_which_a_stale_leader_did_not_tell_is_found_before_t
 async def test_after_a_lost_connection_an_own_record_is_known_again(
     server: KafkaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(server) as broker:
+    async with opened(server.url, OPTIONS) as broker:
         life = await Life(broker, "again").begin()
         await life.word(b"one ")
         track = broker.log._tracks.peek("again")

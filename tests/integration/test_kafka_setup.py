@@ -25,13 +25,14 @@ from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable, Broke
 from tailrace.kafka import KafkaOptions, permissions
 from tailrace.kafka import connection as connections
 from tailrace.kafka.address import parse
-from tailrace.kafka.broker import Kafka, open_kafka
+from tailrace.kafka.broker import open_kafka
 from tailrace.kafka_local.jars import classpath
 from tailrace.kafka_local.java import find_java
 from tailrace.kafka_local.node import Node, new_cluster_id
 from tailrace.model import Limits
 from tailrace.settings import load
 from tailrace.testing.kafka_server import KafkaServer
+from tailrace.testing.kafka_world import opened
 from tailrace.testing.servers import NatsServer
 
 pytestmark = pytest.mark.slow
@@ -61,15 +62,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 @pytest.fixture
 def options() -> KafkaOptions:
     return replace(OPTIONS, prefix=next(_prefixes))
-
-
-@asynccontextmanager
-async def opened(url: str, options: KafkaOptions) -> AsyncIterator[Kafka]:
-    broker = await open_kafka(url, options=options)
-    try:
-        yield broker
-    finally:
-        await broker.close()
 
 
 async def refused(url: str, kind: type[BrokerError], options: KafkaOptions = OPTIONS) -> str:

@@ -41,7 +41,7 @@ class Feed:
     @property
     def asks_from(self) -> int:
         """The offset to ask from: before the position where the last record is to be seen, or seen again."""
-        if self.last is not None and (self.doubted or self.unproven):
+        if self.last is not None and self.in_doubt:
             return self.last.offset
         return self.position - 1 if self.unanchored else self.position
 
