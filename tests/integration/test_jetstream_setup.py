@@ -17,7 +17,7 @@ from typing import Any
 import nkeys
 import pytest
 
-from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable, BrokerUnsuitable, StorageFull
+from tailrace.errors import BrokerError, BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable, StorageFull
 from tailrace.jetstream import JetStream, JetStreamOptions, open_jetstream
 from tailrace.jetstream.address import options_of, parse
 from tailrace.jetstream.connection import check_version
@@ -112,6 +112,25 @@ async def test_a_strangers_stream_in_the_way_is_named(
     async with opened(nats_server.url, replace(OPTIONS, prefix="other")) as broker:
         await broker.connection.api(f"STREAM.CREATE.{settings['name']}", settings)
     assert words in await refused(nats_server.url, BrokerUnsuitable)
+
+
+async def test_a_store_that_cannot_be_made_for_a_moment_is_made_later(nats_server: NatsServer) -> None:
+    """As behind the deletion of an account's last stream, whose directory the server removes after its answer. Here a
+    file is in the way, until the server removes it behind its failure."""
+    (nats_server.directory / "data" / "jetstream" / "$G").touch()
+    async with opened(nats_server.url):
+        pass
+    assert "Stream create failed" in (nats_server.directory / "server.log").read_text()
+
+
+async def test_a_store_that_cannot_be_made_is_refused_with_the_servers_words(nats_server: NatsServer) -> None:
+    store = nats_server.directory / "data" / "jetstream"
+    store.rename(nats_server.directory / "aside")
+    store.touch()
+    words = await refused(nats_server.url, BrokerFailed)
+    assert "STREAM.CREATE.TAILRACE_S_00" in words
+    assert "error creating store for stream (error 10049)" in words
+    assert "The server's log says more" in words
 
 
 async def test_longer_retention_and_an_operators_bound_are_accepted(nats_server: NatsServer) -> None:

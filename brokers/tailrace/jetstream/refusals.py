@@ -17,7 +17,7 @@ from tailrace.errors import (
 )
 
 WRONG_LAST = frozenset({10071, 10164})  # the second: another write to the subject is under way
-NO_MESSAGE, NO_STREAM, NAME_TAKEN, NOT_DELETED = 10037, 10059, 10058, 10057
+NO_MESSAGE, NO_STREAM, NAME_TAKEN, NOT_DELETED, NOT_MADE = 10037, 10059, 10058, 10057, 10049
 _OFF = frozenset({10039, 10076})
 _LATER = frozenset({10004, 10008, 10009, 10012})
 _BUSY = 429  # too many requests wait at the stream's leader: this one was not stored

@@ -25,6 +25,7 @@ Settings = dict[str, Any]
 NEVER = 1 << 53  # a sequence that no subject comes to
 SHARDS, FORMAT = "tailrace-shards", "tailrace-format"
 ONE_TRY, PAUSE, PATIENCE = 1.5, 0.1, 8.0  # seconds: of one call, between two, of all
+NO_STORE = 2.0  # seconds: for how long a server may fail to make a stream's store
 _NANO = 1_000_000_000
 _AT_LEAST = frozenset({"max_age", "num_replicas", "duplicate_window"})
 _TIMES = frozenset({"max_age", "duplicate_window"})
@@ -151,12 +152,25 @@ async def _ensure(connection: Connection, settings: Settings) -> None:
         if error.number != refusals.NO_STREAM:
             raise
         try:
-            answer = await asked(connection, f"STREAM.CREATE.{name}", settings)
+            answer = await _made(connection, settings)
         except refusals.Refusal as taken:
             if taken.number != refusals.NAME_TAKEN:
                 raise
             answer = await asked(connection, f"STREAM.INFO.{name}")
     compare(settings, answer["config"], str(connection))
+
+
+async def _made(connection: Connection, settings: Settings) -> dict[str, Any]:
+    """The answer to making a stream. Behind the answer to the deletion of an account's last stream, a server removes
+    the account's directory, and maybe from under the stream that is being made: that is worth another try."""
+    until = asyncio.get_running_loop().time() + NO_STORE
+    while True:
+        try:
+            return await asked(connection, f"STREAM.CREATE.{settings['name']}", settings)
+        except refusals.Refusal as error:
+            if error.number != refusals.NOT_MADE or asyncio.get_running_loop().time() >= until:
+                raise
+        await asyncio.sleep(PAUSE)
 
 
 async def asked(connection: Connection, call: str, body: Settings | None = None) -> dict[str, Any]:
