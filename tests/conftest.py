@@ -7,6 +7,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tailrace import _ports
+
 pytest.register_assert_rewrite("tailrace.testing")
 
 # no deadlines: the machine is shared, and no test asserts a timing
@@ -14,6 +16,13 @@ _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "p
 settings.register_profile("default", max_examples=100, **_COMMON)
 settings.register_profile("thorough", max_examples=2000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Each xdist process has ports of its own: a server that is down for a while keeps its number, not its port.
+if (_worker := os.environ.get("PYTEST_XDIST_WORKER", "")).startswith("gw"):
+    _share = len(_ports.PORTS) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _first = _ports.PORTS.start + int(_worker[2:]) * _share
+    _ports.PORTS = range(_first, _first + _share)
 
 
 # a broker that a test wanted to start and that this machine lacks: a skip that says so

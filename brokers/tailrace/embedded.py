@@ -37,6 +37,7 @@ from tailrace._server_directory import (
 )
 from tailrace._server_kinds import kind_named
 from tailrace.errors import BrokerError
+from tailrace.tasks import end
 
 __all__ = [
     "Embedded",
@@ -98,9 +99,8 @@ class Embedded:
 
     async def close(self) -> None:
         """Stop being a user; the last one's leaving ends the server. A second call does nothing."""
-        self._keeper.cancel()
         try:
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await end(self._keeper)
         finally:
             if self._users_lock is not None:
                 os.close(self._users_lock)

@@ -15,6 +15,7 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -22,6 +23,7 @@ from tailrace.contracts import MemberInfo
 from tailrace.errors import BrokerUnavailable, TailraceError
 from tailrace.liveness import Liveness
 from tailrace.log import Beats, Following
+from tailrace.tasks import end
 
 logger = logging.getLogger("tailrace.members")
 
@@ -75,10 +77,9 @@ class Membership:
             # the first beats come quickly, so that a process that begins to hear is soon able to judge who is there
             self._hurried = max(0, self._hurried - 1)
             pause = min(0.1, self.interval) if self._hurried else self.interval
-            try:
-                await asyncio.wait_for(self._now.wait(), pause)
-            except TimeoutError:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._now.wait()
             self._now.clear()
 
     async def _beat(self, goodbye: bool = False) -> None:
@@ -156,13 +157,11 @@ class Membership:
         """Say goodbye and stop. Idempotent."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await end(self._task)
         self._task = None
-        try:
-            await asyncio.wait_for(self._beat(goodbye=True), 2)
-        except TimeoutError:
-            pass  # the broker is away: the others will notice by themselves
+        with suppress(TimeoutError):  # the broker is away: the others will notice by themselves
+            async with asyncio.timeout(2):
+                await self._beat(goodbye=True)
         if self._following is not None:
             await self._following.close()
 

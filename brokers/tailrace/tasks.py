@@ -15,6 +15,16 @@ from tailrace.errors import BrokerUnavailable, TailraceError
 
 logger = logging.getLogger("tailrace.store")
 T = TypeVar("T")
+_AGAIN = 1.0  # seconds until a task that goes on is cancelled once more
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel ``tasks``, and wait until they have ended. Cancelling once may not do: in Python 3.11, a `wait_for` whose
+    work is done at that moment returns as if nobody had cancelled (python/cpython#86296), and libraries use it."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_AGAIN)
 
 
 class Tasks:

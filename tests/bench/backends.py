@@ -96,7 +96,7 @@ _KINDS: dict[str, Callable[[Path, int], Any]] = {
     "nats-sync": _synced,
     "nats-r3": lambda folder, _: NatsCluster(folder),
     "kafka": lambda folder, _: KafkaServer(folder),
-    "redis": lambda folder, _: RedisServer(folder),
+    "redis": lambda folder, _: RedisServer(folder, config="appendfsync everysec"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -24,18 +25,21 @@ _prefixes = (f"kit{os.getpid()}-{number}" for number in itertools.count())
 @pytest.fixture(scope="module")
 def local_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with resolve("nats", tmp_path_factory.mktemp("nats"), os.environ, containers=False) as url:
+        asyncio.run(_keep_a_stream(url))
         yield url
 
 
 @pytest.fixture(scope="module")
 def docker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with resolve("nats", tmp_path_factory.mktemp("nats"), os.environ) as url:
+        asyncio.run(_keep_a_stream(url))
         yield url
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
     with NatsCluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        asyncio.run(_keep_a_stream(nodes.url, replicas=3))
         yield nodes
 
 
@@ -86,6 +90,13 @@ class TestJetStreamInDocker(OnJetStream):
     @pytest.fixture
     def server_url(self, docker_url: str) -> str:
         return docker_url
+
+
+async def _keep_a_stream(url: str, replicas: int = 1) -> None:
+    """Behind its answer to the deletion of an account's last stream, a server removes the account's directory. On a
+    cluster, a follower that is late may remove it from under the next test's, and then that stream is deleted."""
+    options = JetStreamOptions(prefix="kept", shards=1, replicas=replicas, connect_timeout=30)
+    await (await open_jetstream(url, options=options)).close()
 
 
 async def _drop_streams(url: str, prefix: str) -> None:

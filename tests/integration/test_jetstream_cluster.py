@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tailrace.commit import insist
 from tailrace.errors import BrokerError, BrokerUnavailable
 from tailrace.jetstream import JetStream, JetStreamOptions, open_jetstream
 from tailrace.jetstream.names import Names
@@ -95,6 +97,10 @@ async def test_killed_leaders_lose_nothing_and_repeat_nothing(cluster: NatsClust
     await reader.close()
 
 
+async def listed(broker: JetStream) -> dict[str, int]:
+    return {found.record.stream_id: found.position async for found in broker.log.lasts()}
+
+
 async def test_a_list_has_what_was_confirmed_whichever_replica_answers(cluster: NatsCluster) -> None:
     """One answer in a hundred is of a replica that does not know yet what its leader confirmed."""
     await (await opened(cluster)).close()
@@ -113,6 +119,6 @@ async def test_a_list_has_what_was_confirmed_whichever_replica_answers(cluster: 
     for stream_id in ids[250:]:
         await begin(stream_id)
         for reader in readers:
-            assert {found.record.stream_id: found.position async for found in reader.log.lasts()} == positions
+            assert await insist(partial(listed, reader)) == positions
     for broker in (writer, *readers):
         await broker.close()

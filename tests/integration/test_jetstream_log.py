@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,15 @@ async def test_of_many_that_expect_nothing_one_wins(nats_server: NatsServer) -> 
 
 
 async def test_an_append_to_a_paused_server_is_unknown_and_lands_once_if_at_all(nats_server: NatsServer) -> None:
-    async with opened(nats_server, JetStreamOptions(shards=1, request_timeout=1.0)) as broker:
-        nats_server.pause()
-        try:
-            with pytest.raises(AppendUnknown):
-                await broker.log.append(record("s", 0), 0)
-        finally:
-            nats_server.resume()
+    hasty = JetStreamOptions(shards=1, request_timeout=1.0)
+    async with opened(nats_server, replace(hasty, request_timeout=10.0)) as broker:
+        async with opened(nats_server, hasty) as pressed:
+            nats_server.pause()
+            try:
+                with pytest.raises(AppendUnknown):
+                    await pressed.log.append(record("s", 0), 0)
+            finally:
+                nats_server.resume()
         while (last := await broker.log.last("s")) is None:  # the server stores and answers in queues of their own
             pass
         assert last.record == record("s", 0)
@@ -333,10 +336,26 @@ async def test_strangers_are_skipped_by_readers_and_followers_alike(
         assert [(one.position, one.previous) for one in got] == [(first, 0), (third, first)]
         assert await broker.log.read("s") == got
     assert broker.log.skipped == 4
-    assert len(caplog.records) == 1
+    assert len([told for told in caplog.records if told.name.startswith("tailrace")]) == 1
     await broker.connection.request(subject.encode(), b"not ours")
     with pytest.raises(CorruptRecord):
         await broker.log.last("s")
+
+
+async def test_streams_are_not_counted_without_a_shard_that_has_no_leader(
+    broker: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster lists what answers, and names what does not."""
+    await broker.log.append(record("s", 0), 0)
+    assert await broker.log.count() == 1
+    ask = broker.connection.api
+
+    async def asked(call: str, *arguments: Any) -> dict[str, Any]:
+        return await ask(call, *arguments) | {"streams": [], "missing": [broker.names.shard(0)]}
+
+    monkeypatch.setattr(broker.connection, "api", asked)
+    with pytest.raises(BrokerUnavailable, match=broker.names.shard(0)):
+        await broker.log.count()
 
 
 async def test_a_newer_version_is_never_skipped(broker: JetStream) -> None:

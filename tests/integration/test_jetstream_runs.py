@@ -66,14 +66,14 @@ async def test_a_command_is_queued_once_until_it_is_acknowledged(nats_server: Na
     assert await broker.runs.submit(COMMAND) == accepted
     assert await broker.runs.find("a..b") == accepted
     async with worker(nats_server, broker, COMMAND.handler) as taken:
-        (message,) = await taken.fetch(1)
+        (message,) = await taken.fetch(1, timeout=30)
         assert decode_command(message.headers, message.data) == accepted
         assert await broker.runs.find("a..b") == accepted
-        await message.ack_sync()
+        await message.ack_sync(timeout=30)
         assert await broker.runs.find("a..b") is None
         again = await broker.runs.submit(COMMAND)
         assert again.id != accepted.id
-        (message,) = await taken.fetch(1)
+        (message,) = await taken.fetch(1, timeout=30)
         assert decode_command(message.headers, message.data) == again
 
 
@@ -87,9 +87,9 @@ async def test_handlers_do_not_meet(nats_server: NatsServer, broker: JetStream) 
         await broker.runs.submit(Command("s-" + str(len(handler)) + handler[0], handler, b"1", "bytes", "d"))
     for handler in ("chat", "Chat", "chat.*"):
         async with worker(nats_server, broker, handler) as taken:
-            (message,) = await taken.fetch(1)
+            (message,) = await taken.fetch(1, timeout=30)
             assert decode_command(message.headers, message.data).handler == handler
-            await message.ack_sync()
+            await message.ack_sync(timeout=30)
 
 
 async def test_a_lost_answer_is_no_second_command(nats_server: NatsServer) -> None:

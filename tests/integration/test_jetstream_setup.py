@@ -20,6 +20,7 @@ import pytest
 from tailrace.errors import BrokerError, BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable, StorageFull
 from tailrace.jetstream import JetStream, JetStreamOptions, open_jetstream
 from tailrace.jetstream.address import options_of, parse
+from tailrace.jetstream.client import Client
 from tailrace.jetstream.connection import check_version
 from tailrace.model import Incarnation
 from tailrace.records import Kind, Record
@@ -156,11 +157,41 @@ async def test_a_full_stream_says_so(nats_server: NatsServer) -> None:
 
 
 async def test_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
         port = taken.getsockname()[1]
-    text = await refused(f"nats://127.0.0.1:{port}", BrokerUnavailable, IN_VAIN)
+        text = await refused(f"nats://127.0.0.1:{port}", BrokerUnavailable, IN_VAIN)
     assert f"nats://127.0.0.1:{port}" in text
     assert capfd.readouterr().err == ""
+
+
+async def deaf(self: Client, server: object) -> None:
+    """An attempt whose cancellation gets lost, as now and then in Python 3.11's `wait_for` (python/cpython#86296)."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise ConnectionRefusedError from None
+
+
+async def test_an_attempt_that_misses_its_cancellation_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "_connect_to_server", deaf)
+    async with asyncio.timeout(30):
+        await refused("nats://127.0.0.1:1", BrokerUnavailable, replace(IN_VAIN, connect_timeout=0.2))
+
+
+async def test_a_broker_that_is_away_is_not_dialled_behind_a_close(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = asyncio.all_tasks()
+    async with opened(nats_server.url) as broker:
+        monkeypatch.setattr(Client, "_connect_to_server", deaf)
+        nats_server.kill()
+        while not broker.connection._client.is_reconnecting:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # an attempt is under way
+    async with asyncio.timeout(30):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.01)
 
 
 async def test_somebody_listens_and_says_nothing() -> None:
@@ -308,10 +339,11 @@ async def test_files_that_are_missing_or_something_else(nats_server: NatsServer,
 
 
 async def test_the_second_of_two_servers_serves(nats_server: NatsServer) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
         port = taken.getsockname()[1]
-    async with opened(f"nats://127.0.0.1:{port},127.0.0.1:{nats_server.port}"):
-        pass
+        async with opened(f"nats://127.0.0.1:{port},127.0.0.1:{nats_server.port}"):
+            pass
 
 
 def test_an_old_server_is_named() -> None:

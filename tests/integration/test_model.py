@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -431,7 +431,9 @@ def check(
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    for _ in range(12):  # until each rule has really run
+    for number in range(12):  # until each rule has really run
+        if number > 0 and chosen.derandomize:  # else each pass were the first one
+            seed(number)(Checked)
         run_state_machine_as_test(Checked, settings=chosen)
         few = {what: Checked.counts[what] for what, floor in floors.items() if Checked.counts[what] < floor}
         if not few:

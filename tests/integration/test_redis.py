@@ -137,7 +137,7 @@ async def test_a_killed_server_comes_back_with_all_that_was_acknowledged(server:
 
 
 async def test_a_paused_server_is_waited_for(server: RedisServer) -> None:
-    options = {"redis": RedisOptions(request_timeout=0.5)}
+    options = {"redis": RedisOptions(request_timeout=3.0)}
     async with await opened(server.url, **options) as store, await opened(server.url, **options) as other:
         lease = (await store.acquire("a")).lease
         await store.append("a", b"before ", lease)
@@ -145,7 +145,7 @@ async def test_a_paused_server_is_waited_for(server: RedisServer) -> None:
         assert (await anext(reading)).chunk == b"before "
         server.pause()
         pending = asyncio.create_task(store.append("a", b"during ", lease))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(4.5)  # longer than a request may take
         assert not pending.done()
         server.resume()
         await asyncio.wait_for(pending, PATIENCE)
@@ -268,7 +268,7 @@ async def test_prefixes_do_not_meet(server: RedisServer) -> None:
 
 async def refusal(url: str, kind: type[BrokerError], **options: Any) -> str:
     with pytest.raises(kind) as caught:
-        await open_redis(url, RedisOptions(connect_timeout=2.0, **options))
+        await open_redis(url, RedisOptions(**{"connect_timeout": 10.0} | options))
     text = str(caught.value)
     assert "\n" not in text
     assert "s3cret" not in text
@@ -380,7 +380,7 @@ async def test_a_server_that_asks_for_a_clients_certificate(tmp_path: Path, monk
             monkeypatch.setenv(f"TAILRACE_REDIS_{name}", str(value))
         chosen = load(None).store_options().redis
         assert chosen is not None
-        return replace(chosen, connect_timeout=2.0)
+        return replace(chosen, connect_timeout=10.0)
 
     url = f"rediss://127.0.0.1:{port}"
     with RedisServer(tmp_path / "redis", config=f"{files}tls-port {port}\ntls-auth-clients yes"):
@@ -408,8 +408,9 @@ async def test_tls(tmp_path: Path) -> None:
             await store.acquire("a")
             await store.append("a", b"x")
         assert "TLS" in await refusal(f"rediss://127.0.0.1:{port}", BrokerRefused)  # an unknown authority
-        assert "does it speak TLS?" in await refusal(f"rediss://127.0.0.1:{server.port}", BrokerUnavailable)
-        await refusal(f"redis://127.0.0.1:{port}", BrokerUnavailable)
+        brief = {"connect_timeout": 2.0}  # one waits for the other
+        assert "does it speak TLS?" in await refusal(f"rediss://127.0.0.1:{server.port}", BrokerUnavailable, **brief)
+        await refusal(f"redis://127.0.0.1:{port}", BrokerUnavailable, **brief)
 
 
 async def test_a_replica_and_a_sentinel_are_no_masters(tmp_path: Path, server: RedisServer) -> None:
@@ -436,7 +437,9 @@ async def test_what_a_replica_says_does_not_count(tmp_path: Path, server: RedisS
     with RedisServer(tmp_path / "other", config=f"replicaof 127.0.0.1 {server.port}") as other:
         async with await opened(server.url) as store, await opened(server.url) as reader:
             await store.acquire("a")
-            assert await ask(store, "WAIT", 1, 60_000) == 1
+            async with asyncio.timeout(PATIENCE):
+                while await ask(store, "WAIT", 1, 1000) < 1:
+                    pass
             assert other.ask("REPLICAOF", "NO", "ONE").startswith(b"+OK")
             await store.append("a", b"x")
             reading = reader.read("a")
@@ -622,7 +625,8 @@ async def test_one_sentinel_that_answers_is_enough(tmp_path: Path, server: Redis
     config = f"sentinel monitor one 127.0.0.1 {server.port} 1"
     with RedisServer(tmp_path / "sentinel", arguments=("--sentinel",), settings="", config=config) as sentinel:
         hosts = [f"127.0.0.1:{one.sockets[0].getsockname()[1]}" for one in silent]
-        async with await opened(f"redis+sentinel://{','.join(hosts)},127.0.0.1:{sentinel.port}/one") as store:
+        url = f"redis+sentinel://{','.join(hosts)},127.0.0.1:{sentinel.port}/one"
+        async with await opened(url, redis=RedisOptions(connect_timeout=10.0)) as store:
             await store.acquire("a")
     for writer in held:
         writer.close()
@@ -659,7 +663,8 @@ async def test_a_failover_by_sentinels(tmp_path: Path) -> None:
                 wanted.append(b"before %d;" % number)
                 await store.append("a", wanted[-1], lease)
             master = sentinels.master()
-            await ask(store, "WAIT", 1, 5000)  # the replica has it: what a failover loses is another test's matter
+            # the replica has it: what a failover loses is another test's matter
+            assert await ask(store, "WAIT", 1, 4000) == 1
             master.kill()
             for number in range(20):
                 wanted.append(b"after %d;" % number)

@@ -549,11 +549,20 @@ async def test_both_write_one_stream_at_once(npm: Npm, store: LogStore, other: L
     live = [asyncio.create_task(chunks(each, "a", patience=3 * PATIENCE)) for each in (store, other)]
     ours, theirs = [[b"%s %d;" % (who, number) for number in range(EACH)] for who in (b"ours", b"theirs")]
 
+    begun = asyncio.Event()  # neither is done before the other began
+
     async def write() -> None:
-        for chunk in ours:
+        for number, chunk in enumerate(ours):
+            if number == EACH // 2:
+                await begun.wait()
             await store.append("a", chunk, lease)
 
-    await asyncio.gather(write(), npm.append("a", *theirs))
+    async def write_theirs() -> None:
+        await npm.append("a", theirs[0])
+        begun.set()
+        await npm.append("a", *theirs[1:])
+
+    await asyncio.gather(write(), write_theirs())
     await store.finalize("a", "done", lease=lease)
     whole, *rest = [await reading for reading in live] + [await reading.whole() for reading in readings]
     assert all(got == whole for got in rest)

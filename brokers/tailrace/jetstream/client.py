@@ -54,6 +54,7 @@ class Client(NatsClient):
         self._listeners: dict[int, Listener] = {}
         self._known: Address | None = None
         self._write_due = False
+        self.given_up = False  # no attempt may follow
 
     # --- sending
 
@@ -110,6 +111,8 @@ class Client(NatsClient):
 
     async def _select_next_server(self) -> None:
         """One attempt, at the next server of a fresh pool; the callers come again."""
+        if self.given_up:  # a cancellation may get lost in the library: python/cpython#86296
+            raise asyncio.CancelledError
         try:
             self._abandon()
             await self._refresh()
@@ -190,6 +193,7 @@ class Client(NatsClient):
 
     async def abort(self) -> None:
         """Close, whatever state it is in, without waiting for the peer."""
+        self.given_up = True
         try:
             async with asyncio.timeout(2.0):
                 await self.close()

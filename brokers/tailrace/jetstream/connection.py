@@ -283,6 +283,7 @@ class Connection:
         try:
             await asyncio.wait({task, self._fatal}, timeout=self.options.connect_timeout, return_when="FIRST_COMPLETED")
             if not task.done():
+                self._client.given_up = True
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 self._give_up()

@@ -18,7 +18,14 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from tailrace.decide import ends_a_life
-from tailrace.errors import BrokerFailed, ChunkTooLarge, CorruptRecord, RecordError, UnsupportedRecord
+from tailrace.errors import (
+    BrokerFailed,
+    BrokerUnavailable,
+    ChunkTooLarge,
+    CorruptRecord,
+    RecordError,
+    UnsupportedRecord,
+)
 from tailrace.jetstream import reading, refusals, segments
 from tailrace.jetstream.connection import Connection, Unanswered
 from tailrace.jetstream.names import Names, Place
@@ -150,6 +157,8 @@ class JetStreamLog:
         """The streams that are there. It reads every stream's last record, unless there are fewer than ``below``
         together with those that are gone but still kept: then it gives that number."""
         answer = await self._connection.api("STREAM.LIST", {"subject": f"{self._names.prefix}.s.>"})
+        if missing := answer.get("missing"):
+            raise BrokerUnavailable(f"Shards without a leader at {self._connection}: {', '.join(missing)}")
         kept = sum(int(shard["state"].get("num_subjects", 0)) for shard in answer.get("streams") or ())
         if kept == 0 or (below is not None and kept < below):
             return kept

@@ -128,16 +128,19 @@ def _written(names: Names) -> tuple[str, ...]:
 async def _try(connection: Connection, subject: str) -> None:
     """What this user may not write it is told now, and not by its first stream. Nothing is stored: no subject ever has
     as many messages. Raises `BrokerRefused`."""
-    with suppress(Unanswered, BrokerUnavailable):
-        await connection.request(subject.encode(), block=header_block({}, NEVER), timeout=ONE_TRY)
+    for _ in range(2):  # a refusal that comes late is no answer to the first
+        with suppress(Unanswered, BrokerUnavailable):
+            await connection.request(subject.encode(), block=header_block({}, NEVER), timeout=ONE_TRY)
+            return
 
 
 async def _enabled(connection: Connection) -> None:
+    if connection.jetstream:
+        await asked(connection, "INFO")
+        return
     try:
         await connection.api("INFO")
     except BrokerUnavailable as error:
-        if connection.jetstream:
-            raise
         raise BrokerUnsuitable(
             f"JetStream is not enabled at {connection}",
             hint="Start nats-server with -js, or with a jetstream block in its configuration.",
@@ -163,12 +166,14 @@ async def _ensure(connection: Connection, settings: Settings) -> None:
 async def _made(connection: Connection, settings: Settings) -> dict[str, Any]:
     """The answer to making a stream. Behind the answer to the deletion of an account's last stream, a server removes
     the account's directory, and maybe from under the stream that is being made: that is worth another try."""
-    until = asyncio.get_running_loop().time() + NO_STORE
+    until = None
     while True:
         try:
             return await asked(connection, f"STREAM.CREATE.{settings['name']}", settings)
         except refusals.Refusal as error:
-            if error.number != refusals.NOT_MADE or asyncio.get_running_loop().time() >= until:
+            now = asyncio.get_running_loop().time()
+            until = until or now + NO_STORE
+            if error.number != refusals.NOT_MADE or now >= until:
                 raise
         await asyncio.sleep(PAUSE)
 

@@ -37,6 +37,7 @@ from tailrace.redis import refusals
 from tailrace.redis.address import Address
 from tailrace.redis.options import RedisOptions
 from tailrace.redis.scripts import Script
+from tailrace.tasks import end
 
 
 class Unanswered(Exception):
@@ -263,8 +264,7 @@ class Connection:
         """Idempotent."""
         self._closed = True
         if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait({self._opening})
+            await end(self._opening)
         reading = self._reading
         if self._socket is not None:
             self._drop(self._socket, SocketLost("closed"))

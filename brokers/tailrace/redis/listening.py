@@ -24,6 +24,7 @@ from tailrace.commit import backoff
 from tailrace.errors import BrokerError, TailraceError
 from tailrace.redis.connection import Connection, Unanswered
 from tailrace.redis.wire import Entry, entries_of, id_of
+from tailrace.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +152,5 @@ class Listener:
     async def close(self) -> None:
         """Idempotent."""
         self._channels.clear()
-        for task in (self._task, self._waker):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
+        await end(*(task for task in (self._task, self._waker) if task is not None))
         await self._line.close()

@@ -41,6 +41,7 @@ from tailrace.redis.wire import (
     translate,
     view_of,
 )
+from tailrace.tasks import end
 
 MAX_RECORD = 8 * 1024 * 1024
 PAGE = 1000  # entries in one answer
@@ -304,10 +305,7 @@ class RedisLog:
         """Nothing."""
 
     async def close(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await end(*self._tasks)
         await self.listener.close()
 
 

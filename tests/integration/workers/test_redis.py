@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class TestRedisWorkers(WorkerSuite):
 
 
 async def test_sigterm_ends_what_runs_and_leaves_nothing(deployment: Deployment) -> None:
+    deployment = replace(deployment, lease_ttl=10.0)  # a worker that stalls is not dead
     async with deployment.opened() as gateway:
         async with deployment.worker(drain=0.1) as process:
             await submit(gateway, "b", "slow")

@@ -76,7 +76,10 @@ def test_the_deepest_text_is_read_and_a_deeper_one_is_none(ending: str) -> None:
     assert parse_partial_json("[" * (MAX_DEPTH + 1) + closing.replace("]", "]]", 1)) is None
 
 
-@given(st.recursive(st.text('[{]}"\\', max_size=3) | st.integers(), lambda inner: st.dictionaries(st.text(), inner)))
+KEYS = st.text().filter(lambda key: key not in ("__proto__", "constructor"))  # which are refused
+
+
+@given(st.recursive(st.text('[{]}"\\', max_size=3) | st.integers(), lambda inner: st.dictionaries(KEYS, inner)))
 def test_a_whole_text_is_complete_and_what_it_says(value: Any) -> None:
     parsed = parse_partial_json(stringify({"a": value}))
     assert parsed is not None
