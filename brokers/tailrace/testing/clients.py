@@ -32,7 +32,7 @@ PAUSE = 0.1
 def new_client(**options: Any) -> httpx.AsyncClient:
     """A client for many readers that may be silent for long."""
     bounds = httpx.Limits(max_connections=None, max_keepalive_connections=50)
-    timeout = httpx.Timeout(None, connect=5.0)
+    timeout = httpx.Timeout(None, connect=60.0)  # loopback refuses at once; else it stands for a stalled machine
     return httpx.AsyncClient(trust_env=False, timeout=timeout, limits=bounds, **options)
 
 
