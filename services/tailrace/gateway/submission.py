@@ -5,6 +5,8 @@ Rules:
 - The same id with the same request joins; another request under the same id is a conflict, wherever the first one
   stands: streaming, ended or queued.
 - A run that its worker turned down (its input or format) is answered with 422, and its id is freed again.
+- The command of a run that is over and deleted stays queued until its worker's ack arrives: it is nothing to join, and
+  no conflict, only in the way for a moment.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ _HINT = "Send handler and input, and optionally id, format and ttl."
 _MAX_DIGITS = 4000  # of an integer; Python itself refuses longer ones, in words for programmers
 _FIRST_LOOK_S = 1.0
 _ATTEMPTS = 4
+_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # before each look whether a run that is over has left the queue
 REFUSALS = frozenset({InvalidInput.code, UnknownFormat.code})
 
 
@@ -165,18 +168,26 @@ class Submission:
         self._store = gateway.store
         self.command = command
         self._fresh = fresh  # its id is new: nothing can be under it
+        self._over = ""  # the command of the id's life that is over
 
     async def accept(self) -> None:
         """Make sure that the run is accepted: streaming, ended or queued. Raises `RunConflict`, `UnknownHandler`,
         `NoWorkers`."""
-        if not self._fresh and await self._is_there():
-            return
-        await self._require_handler()
-        self._compare((await self._gateway.bounded(self._store.runs.submit(self.command))).digest)
-        _log.info("run-accepted", stream=self.command.stream_id, handler=self.command.handler)
+        for pause in _PAUSES_S:
+            await asyncio.sleep(pause)
+            if not self._fresh and await self._is_there():
+                return
+            await self._require_handler()
+            queued = await self._gateway.bounded(self._store.runs.submit(self.command))
+            if queued.id != self._over:
+                self._compare(queued.digest)
+                _log.info("run-accepted", stream=self.command.stream_id, handler=self.command.handler)
+                return
+        raise BrokerUnavailable(f"The broker still holds the run that {self.command.stream_id} was the id of")
 
     async def _is_there(self) -> bool:
         info = await self._gateway.bounded(self._store.status(self.command.stream_id))
+        self._over = info.run.command if info.run else ""
         if info.status in (Status.MISSING, Status.EXPIRED):
             return False
         if info.code in REFUSALS:

@@ -5,14 +5,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
+import httpx
 import pytest
 from worker_deployment import Deployment, Gate, body, ended, first_bytes, forgotten, rest, submit, until, working
 
 from tailrace.errors import BrokerUnavailable
+from tailrace.gateway.launch import gateway_server
+from tailrace.gateway.server import start
 from tailrace.model import Status
+from tailrace.settings import load
 from tailrace.store import LogStore
 from tailrace.worker.builtin import echo
+
+
+class Late:
+    """A delivery whose ack waits until it ``may`` go out."""
+
+    def __init__(self, delivery: Any, may: asyncio.Event) -> None:
+        self._delivery, self._may = delivery, may
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._delivery, name)
+
+    async def ack(self) -> None:
+        await self._may.wait()
+        await self._delivery.ack()
+
+
+@asynccontextmanager
+async def gateway_at(store: LogStore) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a gateway on the store."""
+    server = gateway_server(store, load(None, port=0), install_signals=False)
+    task = await start(server)
+    address = f"http://127.0.0.1:{server.bound_port}"
+    try:
+        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as client:
+            yield client
+    finally:
+        await server.drain_and_stop()
+        await task
 
 
 class WorkerSuite:
@@ -52,6 +88,38 @@ class WorkerSuite:
         async with deployment.opened() as store, working(store, echo):
             assert await body(store, "a") == b"late"
             assert (await ended(store, "a")).status is Status.DONE
+
+    async def test_the_next_run_of_an_id_waits_for_the_ack_of_the_last_and_is_run(self, deployment: Deployment) -> None:
+        """The command of a run that was refused or deleted is still queued: no run is joined to it, none conflicts."""
+        may = asyncio.Event()
+        async with (
+            deployment.opened(10) as store,
+            deployment.opened(10) as gateway,
+            working(store, echo) as worker,
+            gateway_at(gateway) as client,
+        ):
+            handle = worker.runner.handle
+            worker.runner.handle = lambda delivery: handle(Late(delivery, may))  # type: ignore[method-assign]
+            await until(lambda: any(member.handlers for member in gateway.members.alive()))
+
+            async def post(name: str, text: object) -> httpx.Response:
+                return await client.post("/v1/runs", json={"id": name, "handler": "echo", "input": {"text": text}})
+
+            for name, first, then in (("refused", 1, "b"), ("other", "a", "b"), ("same", "a", "a")):
+                may.clear()
+                answer = await post(name, first)
+                if name == "refused":
+                    assert answer.status_code == 422, answer.text
+                else:
+                    assert answer.text == first
+                    assert (await client.delete(f"/v1/runs/{name}")).status_code == 204
+                early = await post(name, then)
+                assert (early.status_code, early.json()["code"]) == (503, "broker-unavailable")
+                may.set()
+                while (answer := await post(name, then)).status_code == 503:
+                    pass
+                assert (answer.status_code, answer.text) == (200, then)
+                await forgotten(gateway, name)
 
     async def test_cancel_reaches_the_owner_and_nobody_else(self, deployment: Deployment) -> None:
         gate = Gate()
@@ -104,11 +172,13 @@ class WorkerSuite:
             process.send_signal(signal.SIGCONT)
             await forgotten(gateway, "a")
             assert await body(gateway, "a") == kept
-            await submit(gateway, "b", "brief")
-            assert (await ended(gateway, "b")).status is Status.DONE
+            async with deployment.opened(10) as patient:  # to whom a worker that stalls is not dead
+                await submit(patient, "b", "brief")
+                assert (await ended(patient, "b")).status is Status.DONE
 
     @pytest.mark.chaos
     async def test_sigterm_drains(self, deployment: Deployment) -> None:
+        deployment = replace(deployment, lease_ttl=10.0)  # a worker that stalls is not dead
         async with deployment.opened() as gateway:
             async with deployment.worker() as process:
                 await submit(gateway, "a", "brief")
