@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Literal
 
@@ -56,7 +57,11 @@ def configure(level: Level = "info", form: Literal["console", "json"] = "console
 def _formatter(form: str, shared: list[Any]) -> logging.Formatter:
     drop: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if form == "json":
-        render: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        render: list[Any] = [
+            structlog.processors.format_exc_info,
+            _named,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     else:
         colors = sys.stderr.isatty()
         render = [structlog.processors.format_exc_info, _one_line, structlog.dev.ConsoleRenderer(colors=colors)]
@@ -72,6 +77,19 @@ def _one_line(logger: object, method: str, event: MutableMapping[str, Any]) -> M
         event["traceback"] = event.pop("exception")
     event["event"] = str(event.get("event", "")).replace("\r", "\\r").replace("\n", "\\n")
     return event
+
+
+def _named(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A traceback has one name, whoever logged it."""
+    if "traceback" in event:
+        event["exception"] = event.pop("traceback")
+    return event
+
+
+def traceback_of(error: BaseException) -> dict[str, str]:
+    """The field with an error's traceback. Given as ``exc_info`` it would be rendered by whoever embeds this, and
+    structlog's own default does so in colours, in seconds, and with every local value: inputs and keys too."""
+    return {"traceback": "".join(traceback.format_exception(error)).rstrip("\n")}
 
 
 def get(name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from pydantic import BaseModel
 
 from tailrace.contracts import Command
@@ -20,6 +21,7 @@ from tailrace.gateway.framing import frame
 from tailrace.gateway.launch import gateway_server
 from tailrace.gateway.server import GatewayServer, start
 from tailrace.memory import MemoryBroker, MemoryStore
+from tailrace.memory_runs import MemoryDelivery
 from tailrace.model import Ending, Entry, Incarnation, Mark, RunRef, Status
 from tailrace.settings import Settings, load
 from tailrace.worker.app import Worker
@@ -473,6 +475,37 @@ async def test_input_that_the_model_rejects_is_a_422_with_paths_and_frees_the_id
         assert (await service.run({"handler": "say", "id": "q", "input": {"text": "a"}})).text == "a "
 
 
+@pytest.mark.parametrize("over", ["refused", "deleted"])
+async def test_an_id_is_free_before_the_queue_forgets_its_last_run(
+    service: Service, monkeypatch: pytest.MonkeyPatch, over: str
+) -> None:
+    """The worker's ack goes out when the next request has met its command in the queue."""
+    met, seen, submit, ack = asyncio.Event(), set(), service.store.runs.submit, MemoryDelivery.ack
+
+    async def submitting(command: Command) -> Command:
+        queued = await submit(command)
+        if queued.id in seen:
+            met.set()
+        seen.add(queued.id)
+        return queued
+
+    async def late(delivery: MemoryDelivery) -> None:
+        await met.wait()
+        await ack(delivery)
+
+    monkeypatch.setattr(service.store.runs, "submit", submitting)
+    monkeypatch.setattr(MemoryDelivery, "ack", late)
+    async with service.worker():
+        request = {"handler": "say", "id": "r", "input": {"text": 5 if over == "refused" else "a"}}
+        first = await service.run(request)
+        if over == "refused":
+            problem(first, 422, "invalid-input")
+        else:
+            assert (await service.client.delete("/v1/runs/r")).status_code == 204
+        assert (await service.run(request | {"input": {"text": "b"}})).text == "b "
+        assert met.is_set()
+
+
 async def test_an_unknown_handler_is_a_422_with_the_known_ones(service: Service) -> None:
     async with service.worker():
         response = await service.run({"handler": "sing", "input": {}})
@@ -868,16 +901,22 @@ async def test_a_broker_that_hangs_is_a_503_too(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_an_unexpected_error_shows_an_id_and_nothing_else(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    structlog.reset_defaults()  # as where this is embedded
+
     async def broken(*_: Any, **__: Any) -> Any:
-        raise ZeroDivisionError("secret detail")
+        local = "".join(("a ", "key"))
+        raise ZeroDivisionError(f"secret detail {len(local)}")
 
     monkeypatch.setattr(service.store, "status", broken)
     response = await service.client.get("/v1/runs/s/status")
     problem(response, 500, "internal")
     assert "secret" not in response.text
     assert "Traceback" not in response.text
+    logged = capsys.readouterr().out
+    assert "ZeroDivisionError: secret detail 5" in logged
+    assert "a key" not in logged
 
 
 # ---------------------------------------------------------------- the rest of the surface

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 if sys.platform == "win32":
     pytest.skip("needs POSIX signals and uvloop", allow_module_level=True)
@@ -338,14 +339,14 @@ async def test_a_stuck_client_that_half_closes_is_aborted(quiet: None) -> None:
 @on_both_loops
 @pytest.mark.parametrize("sent", [b"G", b"GET /whole HTTP/1.1\r\nHost: te", request("/whole")[:-2]])
 async def test_slow_headers_get_408(sent: bytes, quiet: None) -> None:
-    async with running(App(), header_timeout_s=0.2) as server, connect(server) as (reader, writer):
+    async with running(App(), header_timeout_s=1.0) as server, connect(server) as (reader, writer):
         writer.write(sent)
         assert problem(await to_end(reader)) == (408, "request-timeout")
 
 
 @on_both_loops
 async def test_slow_headers_of_a_later_request_get_408(quiet: None) -> None:
-    async with running(App(), header_timeout_s=0.2) as server, connect(server) as (reader, writer):
+    async with running(App(), header_timeout_s=1.0) as server, connect(server) as (reader, writer):
         writer.write(request("/whole"))
         await reader.readuntil(b"0\r\n\r\n")
         writer.write(b"GET /wh")
@@ -355,7 +356,7 @@ async def test_slow_headers_of_a_later_request_get_408(quiet: None) -> None:
 @on_both_loops
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
 async def test_a_connection_that_asks_nothing_is_closed(sent: bytes, quiet: None) -> None:
-    async with running(App(), header_timeout_s=0.2) as server:
+    async with running(App(), header_timeout_s=1.0) as server:
         async with connect(server) as (reader, writer):
             writer.write(sent)
             assert await to_end(reader) == b""
@@ -577,15 +578,21 @@ async def test_a_drain_aborts_what_the_app_leaves(path: str, quiet: None) -> Non
 
 
 @on_both_loops
-async def test_a_stop_goes_on_when_on_drain_fails() -> None:
+async def test_a_stop_goes_on_when_on_drain_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.reset_defaults()  # as where this is embedded
+
     def fail() -> None:
-        raise RuntimeError("on_drain")
+        local = "".join(("a ", "key"))
+        raise RuntimeError(f"on_drain {len(local)}")
 
     server = make_server(App(), on_drain=fail, install_signals=False)
     await server.drain_and_stop()  # never served: nothing to stop
     task = await start(server)
     await server.drain_and_stop()
     await task
+    logged = capsys.readouterr().out
+    assert "RuntimeError: on_drain 5" in logged
+    assert "a key" not in logged
 
 
 @on_both_loops

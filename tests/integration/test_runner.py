@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import structlog
 from pydantic import BaseModel
 
 from tailrace.contracts import Command
@@ -455,15 +456,23 @@ async def test_a_run_deleted_while_its_worker_was_gone_is_never_run(store: Memor
     await dead.aclose()
 
 
-async def test_a_fault_of_the_store_still_ends_the_stream(store: MemoryStore) -> None:
+async def test_a_fault_of_the_store_still_ends_the_stream(
+    store: MemoryStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    structlog.reset_defaults()  # as where this is embedded
+
     async def broken(*arguments: Any) -> str:
-        raise ZeroDivisionError
+        local = "".join(("a ", "key"))
+        raise ZeroDivisionError(f"of {len(local)}")
 
     async with working(store, echo):
         store.extend = broken  # type: ignore[method-assign]
         await submit(store, "a", "echo", input={"text": "a"})
         info = await ended(store, "a")
         assert (info.status, info.code) == (Status.ERROR, "internal")
+    logged = capsys.readouterr().out
+    assert "ZeroDivisionError: of 5" in logged
+    assert "a key" not in logged
 
 
 async def test_unknown_handlers_and_worn_out_commands_are_buried(store: MemoryStore, hand: Hand, gate: Gate) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
@@ -59,6 +61,38 @@ def test_console_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 4
     assert "stream=s" in lines[0]
     assert "ZeroDivisionError: why" in lines[3]
+
+
+def failure() -> ZeroDivisionError:
+    """An error whose frame holds more than its line says."""
+    local = "".join(("a ", "key"))
+    try:
+        raise ZeroDivisionError(f"of {len(local)}")
+    except ZeroDivisionError as error:
+        return error
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_as_text_makes_the_same_line(
+    form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("info", form)
+    error = failure()
+    for fields in ({"exc_info": error}, logs.traceback_of(error)):
+        logs.get("tailrace.test").error("failed", **fields, stream="s")
+    lines = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "", capsys.readouterr().err).splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert "ZeroDivisionError: of 5" in lines[1]
+
+
+def test_a_traceback_as_text_has_no_local_value_whoever_renders_it(capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.reset_defaults()
+    logs.get("tailrace.test").error("failed", **logs.traceback_of(failure()))
+    said = capsys.readouterr().out
+    assert "ZeroDivisionError: of 5" in said
+    assert "a key" not in said
+    assert said.count("\n") == 1
 
 
 def test_the_level_holds_for_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ def response_to(error: Exception, headers: Mapping[str, str] | None = None) -> R
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it
     number = secrets.token_hex(8)
-    _log.error("request-failed", error_id=number, exc_info=error)
+    _log.error("request-failed", error_id=number, **logs.traceback_of(error))
     text = f"The gateway failed; the operator finds the reason in the log under {number}"
     return ProblemResponse(Problem("internal", text, "Try again; report the id if it stays."), headers)
 

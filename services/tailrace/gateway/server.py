@@ -140,7 +140,7 @@ class GatewayServer(uvicorn.Server):
         try:
             self._on_drain()
         except Exception as error:  # noqa: BLE001 - the stop goes on whatever the app does
-            _log.error("on-drain-failed", exc_info=error)
+            _log.error("on-drain-failed", **logs.traceback_of(error))
 
     async def drain_and_stop(self) -> None:
         """Drain, and return when `serve` has ended (at once if it never began)."""

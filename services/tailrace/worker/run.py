@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from tailrace import logs
 from tailrace.contracts import Command, Delivery, StreamStore
 from tailrace.errors import (
     BrokerError,
@@ -109,8 +110,8 @@ class Run:
             return await self._has_ending()
         except TailraceError as error:
             ending = Ending(Status.ERROR, error.code, error.message)
-        except Exception as error:  # a fault of ours: the stream must not stay live without anybody at it
-            log.exception("run-failed", **self.facts(lease))
+        except Exception as error:  # noqa: BLE001 - a fault of ours: the stream must not stay live without anybody at it
+            log.error("run-failed", **self.facts(lease), **logs.traceback_of(error))
             ending = Ending(Status.ERROR, "internal", f"The worker failed: {type(error).__name__}")
         finally:
             self._outlet.close()
