@@ -14,8 +14,8 @@ from tailrace.testing.processes import Services
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(300)]
 
-STREAMS, CHUNK, RATE, CHUNKS = 12, 24, 10, 300
-LEASE_TTL = 3
+STREAMS, CHUNK, RATE, CHUNKS = 12, 24, 10, 320
+LEASE_TTL = 4
 
 
 @pytest.mark.parametrize("way", ["killed", "stopped"])

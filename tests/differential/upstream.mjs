@@ -22,7 +22,7 @@ for (const version of Object.keys(folders)) {
   libraries[version] = await load(version, "index.js");
   partials[version] = await load(version, "utils/json/parse-partial-json-object.js");
 }
-const WATCHDOG = 4000;
+const WATCHDOG = 30_000;
 const PATIENCE = 12; // turns that a finished program gets to end its stream
 
 const turn = () => new Promise((done) => setImmediate(done));

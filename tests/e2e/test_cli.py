@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tailrace._ports import choose_port
 from tailrace.testing.servers import NatsServer
 
 Complaint = Callable[[Any], str]
@@ -52,12 +53,6 @@ async def stays(input: Count) -> AsyncIterator[str]:
         except asyncio.CancelledError:
             pass
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def status(cli: Any, *arguments: str) -> dict[str, Any]:
@@ -222,7 +217,7 @@ def test_a_run_is_cancelled_and_deleted_at_a_gateway_or_on_the_store(cli: Any, s
 
 
 def test_a_run_is_followed_through_a_killed_gateway(cli: Any, server: NatsServer) -> None:
-    port = str(free_port())
+    port = str(choose_port(None, None))
     arguments = ("gateway", "--store", server.url, "--port", port)
     cli.serve("worker", "--store", server.url)
     gateway = cli.serve(*arguments)
@@ -251,7 +246,7 @@ def test_ctrl_c_leaves_a_run_and_says_how_to_go_on(cli: Any, server: NatsServer)
 
 def test_sigterm_drains_a_gateway_and_a_worker(cli: Any, server: NatsServer) -> None:
     worker = cli.serve("worker", "--store", server.url)
-    port = str(free_port())
+    port = str(choose_port(None, None))
     first = cli.serve("gateway", "--store", server.url, "--port", port)
     run = cli.start("run", "echo", "--input", SLOW, "--port", port)
     got = run.stdout.read(2)
@@ -321,7 +316,7 @@ def test_up_is_everything_in_one_process(cli: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_store_that_cannot_be_had_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        hushed, nats, nobody = silent.getsockname()[1], server.port, free_port()
+        hushed, nats, nobody = silent.getsockname()[1], server.port, choose_port(None, None)
         for store, code in (
             ("mysql://h", "unknown-scheme"),
             (f"embedded://{cli.folder}?replicas=3", "broker-unsuitable"),
@@ -372,7 +367,7 @@ def test_a_kafka_that_is_too_old_is_one_line(cli: Any, complaint: Complaint) -> 
 
 
 def test_what_keeps_a_service_from_starting_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
-    nobody = f"nats://127.0.0.1:{free_port()}"
+    nobody = f"nats://127.0.0.1:{choose_port(None, None)}"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -104,18 +104,22 @@ class Reader:
         self._offset, self._incarnation = 0, ""
 
     async def read(self) -> None:
-        echo = {"text": self._text, "chunk": 10, "rate": 50}
-        request: Any = ("POST", "/v1/runs", {"json": {"handler": "echo", "id": self._name, "input": echo}})
         async with asyncio.timeout(120):
-            while not await self._read(*request):
-                position = {"offset": self._offset, "incarnation": self._incarnation}
-                request = ("GET", f"/v1/runs/{self._name}", {"params": position})
+            while not await self._read(*self._request()):
+                await asyncio.sleep(0.05)
+
+    def _request(self) -> tuple[str, str, dict[str, Any]]:
+        """The start, which its id makes safe to repeat, until an answer has begun; then the rest of that."""
+        if self._incarnation:
+            position = {"offset": self._offset, "incarnation": self._incarnation}
+            return "GET", f"/v1/runs/{self._name}", {"params": position}
+        echo = {"text": self._text, "chunk": 10, "rate": 50}
+        return "POST", "/v1/runs", {"json": {"handler": "echo", "id": self._name, "input": echo}}
 
     async def _read(self, method: str, url: str, more: dict[str, Any]) -> bool:
         try:
             async with self._client.stream(method, url, **more) as response:
-                if response.status_code in (502, 503, 504) and self._offset:
-                    await asyncio.sleep(0.05)
+                if response.status_code in (502, 503, 504):
                     return False
                 assert response.status_code == 200, await response.aread()
                 self.served_by.append(response.headers["x-served-by"])

@@ -104,9 +104,8 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 async def test_the_bytes_survive_on_each_broker(cli: Any, text: Path, temporary: Path, foreign: str) -> None:
-    done = await asyncio.to_thread(
-        cli, "demo", "--exit", "--input", str(text), "--seconds", "6", "--store", foreign, "--json"
-    )
+    early = ("--seed", "3", "--seconds", "8")  # the kill falls into the first quarter
+    done = await asyncio.to_thread(cli, "demo", "--exit", "--input", str(text), *early, "--store", foreign, "--json")
     assert done.returncode == 0, done.stderr.decode()
     told = json.loads(done.stdout)
     assert told["sha256_received"] == told["sha256_written"] == hashlib.sha256(text.read_bytes()).hexdigest()

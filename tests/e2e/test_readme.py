@@ -25,7 +25,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +35,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tailrace._ports import choose_port
 from tailrace.cli import app
 from tailrace.gateway import create_app
 from tailrace.gateway.problems import STATUS
@@ -78,7 +78,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = choose_port(None, None)
         self.services: list[subprocess.Popen[str]] = []
         home = folder.parent / "home"
         home.mkdir()
@@ -137,12 +137,6 @@ class Bench:
             assert service.wait(PATIENCE) == 0, "a service that is asked to stop exits with 0"
             assert service.stdout is not None
             service.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -259,11 +253,19 @@ def test_every_relative_link_resolves(page: Path) -> None:
             assert anchor in anchors(path), f"{page.name}: {link} (no such heading)"
 
 
+def files() -> Iterator[Path]:
+    """The project's own files. What is made beside them, and may vanish meanwhile, is not looked into."""
+    made = {".venv", ".git", ".hypothesis", "build", "node_modules"}
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in made]
+        yield from (Path(folder, name) for name in names)
+
+
 def test_every_file_that_the_architecture_names_exists() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w/])((?:[\w.-]+/)*[\w-]+\.(?:py|md|toml))\b", text))
     assert len(named) > 20
-    there = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if ".venv" not in path.parts]
+    there = [str(path.relative_to(ROOT)) for path in files()]
     for name in sorted(named):
         ends = [path for path in there if path == name or path.endswith(f"/{name}")]
         assert ends, f"docs/architecture.md names {name}"

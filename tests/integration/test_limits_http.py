@@ -148,7 +148,7 @@ async def test_a_chunk_over_the_limit_is_split_not_refused(start: Any, client: h
 async def test_a_full_broker_ends_runs_truly_and_loses_none(
     start: Any, client: httpx.AsyncClient, nats_server: NatsServer
 ) -> None:
-    gateway, worker = await pair(start(MAX_TOTAL_BYTES="64KiB", NATS_SHARDS=1, CLAIM_TIMEOUT=1, LEASE_TTL=2))
+    gateway, worker = await pair(start(MAX_TOTAL_BYTES="64KiB", NATS_SHARDS=1, CLAIM_TIMEOUT=1, LEASE_TTL=10))
     text = sample_text(5, 40_000)
     runs = [f"run-{number}" for number in range(4)]
     for run_id in runs:

@@ -18,7 +18,7 @@ from tailrace.testing.clients import HttpReader, Reading, begin_quiet, end_quiet
 from tailrace.testing.processes import Services, until
 from tailrace.testing.servers import NatsServer
 
-READERS, STREAMS, BEATS, LEASE_TTL = 200, 40, 12, 2
+READERS, STREAMS, BEATS, LEASE_TTL = 200, 40, 5, 5
 
 
 class Heard:
@@ -67,7 +67,7 @@ async def test_idle_readers_cost_nothing_but_heartbeats(tmp_path: Path) -> None:
             ear = await nats.connect(server.url)
             heard = Heard()
             await ear.subscribe(">", cb=heard.take)
-            await until(heard.beaten(4), "what opening and writing caused is over")  # beats name what went quiet
+            await until(heard.beaten(2), "what opening and writing caused is over")  # beats name what went quiet
             before = await messages_in(client, server)
             heard.counts.clear()
             heard.beats.clear()

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tailrace._ports import choose_port
+
 logger = logging.getLogger("tailrace.testing")
 
 START_TIMEOUT = 60.0
@@ -24,7 +26,7 @@ LOOK_INTERVAL = 0.02
 class Service:
     """A `tailrace` command with ``arguments``, in ``environment`` and ``folder``, where its output is kept.
 
-    A gateway takes a free port at its first start and keeps it, so that clients find its replacement.
+    A gateway's port is chosen at its first start and kept, so that clients find its replacement.
     """
 
     def __init__(self, folder: Path, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -66,7 +68,7 @@ class Service:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tailrace.cli", *self._arguments]
         if self._arguments[0] == "gateway":
-            command += ["--port", self.url.rpartition(":")[2] or "0"]
+            command += ["--port", self.url.rpartition(":")[2] or str(choose_port(None, None))]
         with self._starting, self._path("out").open("wb") as out, self._path("log").open("ab") as log:
             if self._closed:
                 raise RuntimeError(f"{self.name} was closed")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tailrace._ports import choose_port
 from tailrace.embedded import find_binary
 from tailrace.testing.server_process import HOST, ServerProcess
 
@@ -36,26 +36,12 @@ class NatsServer(ServerProcess):
         self.directory.mkdir(parents=True, exist_ok=True)
         store = 'jetstream { store_dir: "data" }\n' if self._jetstream else ""
         (self.directory / "server.conf").write_text(f"{store}{self._config}\n")
-        port = str(self.port or -1)
-        command: list[str] = [str(find_binary()), "-a", HOST, "-p", port, "-c", "server.conf", "-l", "server.log"]
+        self.port = self.port or choose_port(None, None)
+        command = [str(find_binary()), "-a", HOST, "-p", str(self.port), "-c", "server.conf", "-l", "server.log"]
         command += ["--ports_file_dir", ".", *self._arguments]
         self._process = subprocess.Popen(command, cwd=self.directory, stdin=subprocess.DEVNULL)
 
     def _is_ready(self) -> bool:
-        ports = self.directory / f"nats-server_{self.pid}.ports"
-        if self.port == 0 and ports.exists():
-            self.port = self._listed_port(ports)
-        return self.port != 0 and self._greets()
-
-    @staticmethod
-    def _listed_port(ports: Path) -> int:
-        try:
-            listed = json.loads(ports.read_text())
-            return int(listed["nats"][0].rpartition(":")[2])
-        except (ValueError, KeyError, IndexError):  # half written
-            return 0
-
-    def _greets(self) -> bool:
         try:
             with socket.create_connection((HOST, self.port), timeout=1.0) as client:
                 return client.recv(5).startswith(b"INFO")

@@ -283,10 +283,10 @@ async def test_a_reader_that_was_cut_off_for_being_slow_misses_nothing(speech: A
     ],
 )
 async def test_each_ending_is_its_own_error_behind_the_last_byte(
-    speech: Any, service: Any, end: str, kind: type[Exception]
+    speech: Any, service: Any, end: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = service.store
-    await published(store, "s", b"abc", end=None, ttl=2.0 if end == "expired" else None)
+    await published(store, "s", b"abc", end=None, ttl=60.0 if end == "expired" else None)
     async with speech.client(service.url, patience=QUICK) as client:
         reading = speech.each(client.resume("s").bytes())
         assert await anext(reading) == b"abc"
@@ -296,7 +296,11 @@ async def test_each_ending_is_its_own_error_behind_the_last_byte(
             await store.delete("s")
             if end == "replaced":
                 await published(store, "s", b"other", end=None)
-        elif end != "expired":
+        elif end == "expired":
+            later = store.broker.now() + 61_000
+            monkeypatch.setattr(store.broker, "now", lambda: later)
+            await store.collect()
+        else:
             await store.finalize("s", end, "it broke")
         with pytest.raises(kind):
             await anext(reading)

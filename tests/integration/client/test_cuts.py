@@ -63,6 +63,7 @@ class CuttingProxy:
             asking.cancel()
             for one in (writer, out):
                 one.close()
+            for one in (writer, out):
                 with suppress(ConnectionError):
                     await one.wait_closed()
 
