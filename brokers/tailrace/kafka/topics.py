@@ -19,14 +19,14 @@ a stream is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import InvalidReplicationFactorError, KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.offset import OffsetResetStrategy
 
 from tailrace.errors import BrokerFailed, BrokerRefused, BrokerUnavailable, BrokerUnsuitable
@@ -38,6 +38,7 @@ from tailrace.kafka.wire import digest
 ATTEMPTS = 100
 PAUSE = 0.05
 PATIENCE = 9.0  # seconds for all of it
+T = TypeVar("T")
 _AT_LEAST = frozenset({"retention.ms", "max.message.bytes", "min.insync.replicas", "delete.retention.ms"})
 _FREE = frozenset({"segment.ms"})  # how the broker cuts its files is the operator's
 _UNLIMITED = "-1"
@@ -138,6 +139,7 @@ async def check(connection: Connection, topics: Sequence[Topic]) -> None:
     try:
         async with asyncio.timeout(PATIENCE):
             await admin.start()
+            await _find_node(admin)
             await _check(admin, connection, topics)
             await connection.watch([*connection.topics, *(topic.name for topic in topics)])
             await _await_leaders(connection, topics)
@@ -145,6 +147,13 @@ async def check(connection: Connection, topics: Sequence[Topic]) -> None:
         raise BrokerUnavailable(f"The topics at {connection} cannot be set up: {error!r}") from error
     finally:
         await admin.close()
+
+
+async def _find_node(admin: AIOKafkaAdminClient) -> None:
+    """A broker that is alone and stalled is fenced for a moment, and names no node: not even itself."""
+    while admin._client.get_random_node() is None:
+        await admin._client.force_metadata_update()
+        await asyncio.sleep(PAUSE)
 
 
 async def _check(admin: AIOKafkaAdminClient, connection: Connection, topics: Sequence[Topic]) -> None:
@@ -157,21 +166,41 @@ async def _check(admin: AIOKafkaAdminClient, connection: Connection, topics: Seq
         await asyncio.sleep(PAUSE)
     else:
         raise BrokerUnavailable(f"{connection} does not make the topics {', '.join(topic.name for topic in missing)}")
-    await _check_permissions(admin, connection, topics)
-    resources = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in topics]
+    await _insist(lambda: _check_permissions(admin, connection, topics))
+    held = await _insist(lambda: _settings(admin, connection, topics))
+    for topic in topics:
+        compare(topic, found[topic.name]["partitions"], held.get(topic.name, {}), str(connection))
+
+
+async def _insist(ask: Callable[[], Awaitable[T]]) -> T:
+    """Each question goes to some node, and one may not know yet of a topic that another has made: ask again."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await ask()
+        except BrokerUnavailable:
+            await asyncio.sleep(PAUSE)
+    return await ask()
+
+
+async def _settings(
+    admin: AIOKafkaAdminClient, connection: Connection, topics: Sequence[Topic]
+) -> dict[str, dict[str, str | None]]:
     held: dict[str, dict[str, str | None]] = {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in topics]
     for answer in await admin.describe_configs(resources):
         for code, _, _, name, items in answer.resources:
             if code != 0:
                 raise refusals.of(code, f"settings of topic {name} at {connection}")
             held[name] = {item[0]: item[1] for item in items}
-    for topic in topics:
-        compare(topic, found[topic.name]["partitions"], held.get(topic.name, {}), str(connection))
+    return held
 
 
 async def _check_permissions(admin: AIOKafkaAdminClient, connection: Connection, topics: Sequence[Topic]) -> None:
-    request = permissions.PermissionsRequest([topic.name for topic in topics])
-    for name, operations in permissions.missing(await admin._send_request(request)).items():
+    answer = await admin._send_request(permissions.PermissionsRequest([topic.name for topic in topics]))
+    for code, name, *_ in answer.topics:
+        if code in refusals.MOVED:  # of such a topic it does not tell what is forbidden
+            raise refusals.of(code, f"permissions for topic {name} at {connection}")
+    for name, operations in permissions.missing(answer).items():
         raise BrokerRefused(
             f"Topic {name} at {connection}: the user may not {', '.join(operations)}", hint=refusals.GRANT
         )
@@ -183,7 +212,7 @@ async def _create(admin: AIOKafkaAdminClient, connection: Connection, topics: Se
     ]
     answer = await admin.create_topics(new)
     for name, code, *words in answer.topic_errors:  # the library raises none of them
-        if code in (0, TopicAlreadyExistsError.errno):
+        if code in (0, TopicAlreadyExistsError.errno) or _is_fenced(code, words):
             continue
         error = refusals.of(code, f"making topic {name} at {connection}")
         if isinstance(error, BrokerFailed):
@@ -193,6 +222,11 @@ async def _create(admin: AIOKafkaAdminClient, connection: Connection, topics: Se
             )
         if not isinstance(error, BrokerUnavailable):
             raise error
+
+
+def _is_fenced(code: int, words: Sequence[str | None]) -> bool:
+    """Whether nobody could keep the topic in that moment (`_find_node`)."""
+    return code == InvalidReplicationFactorError.errno and "fenced" in str(words)
 
 
 def compare(topic: Topic, partitions: Sequence[Mapping[str, Any]], held: Mapping[str, str | None], where: str) -> None:
