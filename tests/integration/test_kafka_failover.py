@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 
 from tailrace._ports import choose_port
 from tailrace.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tailrace.kafka import KafkaOptions
 from tailrace.kafka import feeds as feeds_module
-from tailrace.kafka.connection import FOLLOW, LOOK_UP, WRITE, Connection, Place
+from tailrace.kafka.connection import FOLLOW, LOOK_UP, WRITE, Connection, Place, find_again
 from tailrace.kafka.log import KafkaLog
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import Ack
@@ -266,25 +268,30 @@ async def test_after_an_append_without_an_answer_a_lane_does_not_ask_without_a_p
 ) -> None:
     """Also where there is nothing in a partition by which to see that its node is as it was."""
     async with opened(server.url, replace(options, partitions=2)) as broker, asyncio.timeout(PATIENCE):
-        life, failing, at_once, waits = await Life(broker).begin(b"a"), True, 0, asyncio.Event()
-        (empty,) = {*broker.names.all_records} - {broker.names.records("s")}
-        feed = await broker.feeds.follow(empty, lambda batch: None, lambda first, end: end, 0)
-        while len(broker.feeds._lanes) != 1:  # one has taken over what the others have
-            await asyncio.sleep(0.01)
+        failing, at_once, lost, waits = False, 0, asyncio.Event(), asyncio.Event()
 
         async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
-            nonlocal failing, at_once
-            if lane >= FOLLOW and not failing and not waits.is_set():
+            nonlocal at_once
+            if lane >= FOLLOW and lost.is_set() and not waits.is_set():
                 at_once += 1
                 if request._values[1] > 0:  # for as long the broker may keep it
                     waits.set()
             answer = await ask(node, request, lane)
-            if lane == WRITE and failing:
-                failing = False
-                raise Unanswered("as if it were")
+            if failing and not lost.is_set():
+                if lane == WRITE:
+                    lost.set()
+                    raise Unanswered("as if it were")
+                if lane >= FOLLOW:  # else the record's own coming back may say first that it is stored
+                    await lost.wait()
             return answer
 
         altered(broker.connection, monkeypatch, alter)
+        life = await Life(broker).begin(b"a")
+        (empty,) = {*broker.names.all_records} - {broker.names.records("s")}
+        feed = await broker.feeds.follow(empty, lambda batch: None, lambda first, end: end, 0)
+        while len(broker.feeds._lanes) != 1:  # one has taken over what the others have
+            await asyncio.sleep(0.01)
+        failing = True
         with pytest.raises(AppendUnknown):
             await life.word(b"b")
         await waits.wait()
@@ -292,6 +299,32 @@ async def test_after_an_append_without_an_answer_a_lane_does_not_ask_without_a_p
         assert not feed.in_doubt
         assert [stored.record.chunks for stored in await broker.log.read("s")][1:] == [(b"a",), (b"b",)]
         assert not any(each.in_doubt for each in broker.feeds._feeds.values())
+
+
+async def test_who_looks_for_a_cluster_and_gives_up_leaves_no_connection_open(
+    server: KafkaServer, options: KafkaOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up while the node answers: in the moment in which a process closes, or has waited long enough."""
+    send, asked, answered = AIOKafkaConnection.send, list[AIOKafkaConnection](), asyncio.Event()
+
+    async def slow(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+        answer = await send(connection, request, expect_response)
+        if isinstance(request, MetadataRequest) and connection not in client._conns.values():
+            asked.append(connection)
+            await answered.wait()
+        return answer
+
+    async with opened(server.url, options) as broker, asyncio.timeout(PATIENCE):
+        client = broker.connection._client
+        monkeypatch.setattr(AIOKafkaConnection, "send", slow)
+        looking = asyncio.create_task(find_again(client, broker.connection.address))
+        while not asked:
+            await asyncio.sleep(0.01)
+        looking.cancel()
+        asyncio.get_running_loop().call_later(0.05, answered.set)
+        await asyncio.wait({looking})
+        assert looking.cancelled()
+        assert not any(connection.connected() for connection in asked)
 
 
 @pytest.mark.parametrize("how", ["of a session that it forgot", "with a fault", "but for the partition"])
@@ -382,7 +415,7 @@ async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
         async with opened(server.url, options) as broker, asyncio.timeout(PATIENCE):
             life, place = await Life(broker).begin(*(b"%d;" % n for n in range(20))), broker.names.all_records[0]
             asks, writes, confirmed, go_on = (asyncio.Event() for _ in range(4))
-            holding = False
+            holding, written = False, 20
 
             async def alter(ask: Ask, node: int, request: Any, lane: int) -> Any:
                 if holding and any(each.number == lane and place in each.feeds for each in broker.feeds._lanes):
@@ -399,6 +432,7 @@ async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
             holding = True
             while not asks.is_set():  # the question that it has is answered, and the next one waits
                 await life.word(b"seen;")
+                written += 1
             seen = life.state.position
             server.pause()
             writes.clear()
@@ -418,7 +452,7 @@ async def test_what_is_confirmed_behind_a_loss_that_no_lane_met_does_not_count(
             assert "lost records" in caplog.text
             async with opened(server.url, options) as fresh:
                 left = replay(await fresh.log.read("s"))[1]
-                assert 0 < len(left) < 20
+                assert 0 < len(left) < written
                 assert replay(await broker.log.read("s"))[1] == left
 
 

@@ -55,6 +55,7 @@ from tailrace.kafka.topics import Names
 from tailrace.kafka.wire import texts
 from tailrace.model import Incarnation
 from tailrace.records import Stored, decode, encode
+from tailrace.tasks import end
 
 AT = "Tailrace-At"
 FRESH_MS = 600_000  # how old an opening may be for a claim: far less than what retention leaves beyond the longest life
@@ -322,11 +323,7 @@ class Claims:
 
     async def close(self) -> None:
         """Stop writing. A second call does nothing."""
-        tasks = [*self._writing.values(), *self._restoring]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(*self._writing.values(), *self._restoring)
 
 
 def _renews(new: Entry, entry: Entry) -> bool:

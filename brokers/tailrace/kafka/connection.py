@@ -34,12 +34,14 @@ from tailrace.kafka.address import Address
 from tailrace.kafka.options import KafkaOptions
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.security import client_options
+from tailrace.tasks import end
 
 FETCH, OLDEST_FETCH = 1, 11  # the API and its version since Kafka 2.4
 LOOK_UP, READ, WRITE, FOLLOW = 10, 20, 30, 100  # lanes, and the first of several
 READ_LANES = 4
 RETRY_PAUSE = 0.05
 CLOSE_PATIENCE = 2.0
+LEAVE_PATIENCE = 0.5
 
 # the library's own log lines repeat what our errors say: with no handler configured they would go to stderr
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
@@ -137,7 +139,7 @@ class Connection:
                 while True:
                     try:
                         await self._probe()
-                        await self._client.bootstrap()
+                        await _bootstrap(self._client)
                         return
                     except (OSError, EOFError, errors.KafkaError, NotImplementedError) as found:
                         error = found.__cause__ if isinstance(found.__cause__, OSError | EOFError) else found
@@ -337,10 +339,7 @@ class Connection:
     async def close(self) -> None:
         """Close every connection. A second call does nothing."""
         self.closed = True
-        if asking := tuple(self._asking.values()):
-            for task in asking:
-                task.cancel()
-            await asyncio.wait(asking)
+        await end(*self._asking.values())
         for asked in self._asked.values():
             for future in asked.values():
                 if not future.done():
@@ -357,10 +356,23 @@ async def find_again(client: AIOKafkaClient, address: Address) -> None:
     asks, asks again."""
     client._bootstrap_servers = address.bootstrap
     try:
-        await client.bootstrap()
+        await _bootstrap(client)
         await client.force_metadata_update()
     except (OSError, EOFError, errors.KafkaError):
         pass
+
+
+async def _bootstrap(client: AIOKafkaClient) -> None:
+    """The library's, which leaves a connection open if it is cancelled while it asks: so it is given a moment more."""
+    asking = asyncio.create_task(client.bootstrap())
+    asking.add_done_callback(_retrieve)
+    try:
+        await asyncio.shield(asking)
+    finally:
+        try:
+            await asyncio.wait({asking}, timeout=LEAVE_PATIENCE)
+        finally:
+            asking.cancel()
 
 
 def fetched_of(answer: Any) -> dict[Place, Fetched]:
@@ -382,6 +394,6 @@ def _tell(asked: dict[Place, asyncio.Future[int]], place: Place, end: int) -> No
         future.set_result(end)
 
 
-def _retrieve(future: asyncio.Future[int]) -> None:
+def _retrieve(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()

@@ -36,6 +36,7 @@ from tailrace.kafka.reading import Batch, Raw, Sent, batches_of, first_of, is_sa
 from tailrace.kafka.refusals import Unanswered
 from tailrace.kafka.sender import BUSY, SPACING, Item
 from tailrace.kafka.sessions import FORGOTTEN, Session
+from tailrace.tasks import end
 
 REST = 0.005  # seconds that a lane asks for nothing after an answer that held nothing new
 SILENCE = Fetched(0, 0, 0, b"")  # of a broker about a partition, where it has nothing new to say
@@ -362,10 +363,7 @@ class Feeds:
         tasks = [*self._mending, *(lane.task for lane in self._lanes if lane.task is not None)]
         if self._seeking is not None:
             tasks.append(self._seeking)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(*tasks)
 
 
 def _wake(rest: asyncio.Future[None]) -> None:

@@ -37,6 +37,7 @@ from tailrace.kafka.tracks import Tracks, start_of
 from tailrace.log import AppendRefused, AppendUnknown
 from tailrace.model import Incarnation
 from tailrace.records import Record, Stored
+from tailrace.tasks import end
 
 HEADER_ROOM = 32 * 1024  # of a message's size, kept for the headers (most for many chunks' sizes) and the batch's own
 COPY_PATIENCE = 3.0  # seconds that the writer of an ending has for its copy, before others write it
@@ -257,10 +258,7 @@ class KafkaLog:
             _log.error("a task of the log failed", exc_info=error)
 
     async def close(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await end(*self._tasks)
         await self._tracks.close()
         await self._claims.close()
 

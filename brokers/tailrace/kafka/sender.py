@@ -28,6 +28,7 @@ from tailrace.kafka import refusals
 from tailrace.kafka.connection import RETRY_PAUSE, WRITE, Connection, Place
 from tailrace.kafka.refusals import Unanswered
 from tailrace.records import Record
+from tailrace.tasks import end
 
 Headers = list[tuple[str, bytes]]
 BUSY, SPACING = 4, 0.001  # a request of so many records is followed by the next one after so many seconds at least
@@ -221,10 +222,7 @@ class Sender:
         tasks = [*self._pumps.values()]
         if self._waiting is not None:
             tasks.append(self._waiting)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(*tasks)
         for queue in self._queues.values():
             while queue:
                 _fail(queue.popleft(), BrokerUnavailable("The store was closed"))

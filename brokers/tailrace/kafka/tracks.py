@@ -34,6 +34,7 @@ from tailrace.kafka.topics import Names
 from tailrace.kafka.track import Track
 from tailrace.log import AppendUnknown
 from tailrace.records import Stored
+from tailrace.tasks import end
 
 IDLE = 300.0  # seconds that an unused track is kept
 SWEEP = 30.0
@@ -318,11 +319,7 @@ class Tracks:
         self._closed = True
         if self._sweeping is not None:
             self._sweeping.cancel()
-        starting = [partition.starting for partition in self._partitions.values() if partition.starting is not None]
-        for task in starting:
-            task.cancel()
-        if starting:
-            await asyncio.wait(starting)
+        await end(*(each.starting for each in self._partitions.values() if each.starting is not None))
 
 
 def start_of(entry: Entry) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -29,6 +28,7 @@ from faststream.kafka.annotations import KafkaMessage
 from tailrace.errors import BrokerUnavailable
 from tailrace.kafka.connection import find_again
 from tailrace.kafka.runs import KafkaRunQueue
+from tailrace.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,20 @@ class CancelBroker(KafkaBroker):
             allow_auto_create_topics=False,
         )
         self._library = library
+        self._consumer: AIOKafkaConsumer | None = None
 
     async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
-        self.config.broker_config.builder = builder = partial(_consumer, self._library)
-        return builder
+        self.config.broker_config.builder = self._make
+        return self._make
+
+    def _make(self, **chosen: Any) -> AIOKafkaConsumer:
+        self._consumer = AIOKafkaConsumer(**{**chosen, **self._library})
+        return self._consumer
+
+    async def hang_up(self) -> None:
+        """Close the consumer's connections, also where `stop` did not come so far. A second call does nothing."""
+        if self._consumer is not None:
+            await self._consumer._client.close()
 
 
 class Cancels:
@@ -106,18 +116,15 @@ class Cancels:
         """A second call does nothing."""
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
-            keeping.cancel()
-            await asyncio.wait({keeping})
+            await end(keeping)
         broker, self._broker = self._broker, None
         if broker is not None:
-            try:
-                await asyncio.wait_for(broker.stop(), STOP_WAIT)
-            except (TimeoutError, KafkaError, OSError) as error:  # the broker is away: nothing is left to tell it
-                log.info("unsubscribe-unheard", error=str(error))
-
-
-def _consumer(library: Mapping[str, Any], **chosen: Any) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(**{**chosen, **library})
+            for goodbye in (broker.stop, broker.hang_up):  # a fetch that failed just now ends the first one too early
+                try:
+                    async with asyncio.timeout(STOP_WAIT):
+                        await asyncio.create_task(goodbye())
+                except (TimeoutError, KafkaError, OSError, ExceptionGroup) as error:  # the broker is away
+                    log.info("unsubscribe-unheard", error=str(error))
 
 
 async def _raw(message: KafkaMessage) -> bytes:

@@ -32,6 +32,7 @@ from tailrace.contracts import Command, Members, StreamStore
 from tailrace.errors import BrokerError
 from tailrace.kafka.run_table import Queued
 from tailrace.kafka.runs import KafkaRunQueue
+from tailrace.tasks import end
 from tailrace.worker.handlers import Handler
 from tailrace.worker.kafka_cancels import Cancels
 from tailrace.worker.runner import Runner
@@ -147,10 +148,9 @@ class KafkaSource:
                 await self._deliver(queued)
 
     async def _pause(self, seconds: float | None) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), None if seconds is None else max(seconds, 0.01))
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds is None else max(seconds, 0.01)):
+                await self._wake.wait()
 
     async def _deliver(self, queued: Queued) -> None:
         lost = sum(taker != self._members.id for taker in queued.takers)
@@ -226,16 +226,14 @@ class KafkaSource:
         self._wake.set()
         if self._feeding is not None:
             await asyncio.wait({self._feeding}, timeout=STOP_WAIT)
-            self._feeding.cancel()
-            await asyncio.wait({self._feeding})
+            await end(self._feeding)
             self._feeding = None
 
     async def close(self) -> None:
         await self.stop()
         self._runs.table.on_change = lambda queued: None
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait({self._watching})
+            await end(self._watching)
             self._watching = None
         mine = [queued for queued in self._runs.table.taken_by(self._members.id) if queued.id not in self._undone]
         self._in_hand.clear()
