@@ -24,6 +24,7 @@ from nats.js.api import StreamConfig
 from tailrace import embedded
 from tailrace._server_directory import ServerDirectory, ServerRecord, is_locked, try_lock
 from tailrace.embedded import EmbeddedError, EmbeddedOptions, attach, read_record, read_url
+from tailrace.testing.ends import is_over
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks")
 
@@ -70,7 +71,7 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 60.0)
 def ended(pid: int) -> Callable[[], bool]:
     """A check bound to today's owner of `pid`, so that a reuse of the number does not fool it."""
     process = psutil.Process(pid)
-    return lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return lambda: is_over(process)
 
 
 class User:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -233,8 +234,9 @@ async def judged_by_another_process(server: KafkaServer, ids: list[str]) -> list
 
 @pytest.mark.parametrize("what", list(ENDINGS))
 async def test_an_append_that_races_an_ending_has_one_verdict(
-    server: KafkaServer, broker: Kafka, other: Kafka, unique: str, what: str
+    server: KafkaServer, broker: Kafka, other: Kafka, unique: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tailrace.kafka.tracks.HISTORY", 600.0)  # for that long, the reads below tell how a stream went
     races = [await race(broker, other, f"{unique}.{seed}", what, Random(seed)) for seed in range(6)]
     assert sum(each.writer_refused for each in races) > 0, "the ending never came before an append"
     assert sum(each.ender_refused for each in races) > 0, "an append never came before the ending"
@@ -475,13 +477,15 @@ async def test_a_newer_version_is_never_skipped(broker: Kafka, other: Kafka, uni
 
 async def test_an_append_to_a_paused_broker_is_unknown_and_lands_once_if_at_all(tmp_path: Path) -> None:
     with KafkaServer(tmp_path / "kafka") as server:
-        options = KafkaOptions(partitions=1, claims_partitions=1, request_timeout=1.0, fetch_wait=1.0)
+        options = KafkaOptions(partitions=1, claims_partitions=1, fetch_wait=1.0)
         async with opened(server.url, options) as broker:
             life = await Life(broker, "a").begin(b"a")
             record = word(life.state, "a", b"b")
             server.pause()
+            broker.connection.options = replace(options, request_timeout=1.0)
             with pytest.raises(AppendUnknown):
                 await broker.log.append(record, life.state.position)
+            broker.connection.options = options
             server.resume()
             async with asyncio.timeout(PATIENCE):
                 while True:

@@ -14,6 +14,7 @@ import pytest
 
 from tailrace.embedded import EmbeddedError, attach
 from tailrace.kafka_local import metadata
+from tailrace.testing.ends import is_over
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -55,7 +56,7 @@ async def test_a_sigkill_leaves_no_node_behind(tmp_path: Path, killed: str) -> N
         (node,) = runner.children()
         (parent if killed == "parent" else runner).kill()
         for process in (runner, node):
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            while not is_over(process):
                 await asyncio.sleep(0.05)
 
 
