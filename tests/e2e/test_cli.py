@@ -261,14 +261,14 @@ def test_sigterm_drains_a_gateway_and_a_worker(cli: Any, server: NatsServer) -> 
 
 def test_a_worker_with_a_port_tells_its_health_there(cli: Any, server: NatsServer) -> None:
     worker = cli.serve("worker", "--store", server.url, WORKER_PORT="0")
-    assert httpx.get(worker.url + "/healthz", trust_env=False).json() == {"status": "up"}
+    assert httpx.get(worker.url + "/healthz", trust_env=False, timeout=30).json() == {"status": "up"}
     while (told := httpx.get(worker.url + "/readyz", trust_env=False, timeout=30)).status_code == 503:
         assert told.json()["code"] == "not-ready"  # its own beat was not heard yet
     assert told.json() == {"status": "ready"}
     for path in ("/v1/runs/a", "/docs", "/openapi.json"):
-        assert httpx.get(worker.url + path, trust_env=False).status_code == 404
+        assert httpx.get(worker.url + path, trust_env=False, timeout=30).status_code == 404
     server.kill()
-    assert httpx.get(worker.url + "/healthz", trust_env=False).status_code == 200
+    assert httpx.get(worker.url + "/healthz", trust_env=False, timeout=30).status_code == 200
     told = httpx.get(worker.url + "/readyz", trust_env=False, timeout=30)
     assert (told.status_code, told.json()["code"]) == (503, "not-ready")
 

@@ -255,7 +255,7 @@ def stuck_client(server: GatewayServer, path: str) -> Iterator[socket.socket]:
 @on_both_loops
 async def test_a_whole_body_streams_and_the_connection_serves_again(quiet: None) -> None:
     app = App()
-    async with running(app) as server, httpx.AsyncClient() as client:
+    async with running(app) as server, httpx.AsyncClient(timeout=60) as client:
         for path in ("/whole", "/cut_when_whole", "/whole", "/whole"):
             answer = await client.get(url(server, path))
             assert (answer.status_code, answer.content) == (200, b"one two three")
@@ -285,7 +285,7 @@ async def test_a_cut_delivers_what_was_written_and_no_final_chunk(quiet: None) -
             answer = await reader.read()  # a proper end of file: no reset
             assert answer.endswith(BIG + b"\r\n")
             assert b"never" not in answer
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
                 await client.get(url(server, "/cut"))
             with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
@@ -506,7 +506,7 @@ async def test_an_upgrade_is_answered_as_plain_http(quiet: None) -> None:
 
 @on_both_loops
 async def test_a_failing_app_shows_its_client_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async with running(App()) as server, httpx.AsyncClient() as client:
+    async with running(App()) as server, httpx.AsyncClient(timeout=60) as client:
         answer = await client.get(url(server, "/broken"))
         assert (answer.status_code, answer.text) == (500, "Internal Server Error")
     logged = [record for record in caplog.records if record.exc_info]
@@ -656,7 +656,7 @@ async def test_a_given_socket_is_served(quiet: None) -> None:
     listener.bind(("127.0.0.1", 0))
     server = make_server(app, sockets=[listener], on_drain=app.drain, install_signals=False)
     task = await start(server)
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         assert server.bound_port == listener.getsockname()[1]
         assert (await client.get(url(server, "/whole"))).content == b"one two three"
     await server.drain_and_stop()
