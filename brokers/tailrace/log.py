@@ -88,7 +88,8 @@ class Beats(Protocol):
     """Heartbeats: small stored messages, one subject or key a member, that every process follows."""
 
     async def send(self, member_id: str, payload: bytes) -> None:
-        """Store one heartbeat. Raises `BrokerUnavailable` where it may not be stored."""
+        """Store one heartbeat; the one before may not be answered yet. Raises `BrokerUnavailable` where it may not be
+        stored."""
 
     async def follow(self, deliver: Callable[[int, bytes], None], uncertain: Callable[[], None]) -> Following:
         """Deliver every heartbeat stored from now on as (broker time in ms, payload), this process's own included."""

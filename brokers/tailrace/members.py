@@ -51,6 +51,7 @@ class Membership:
         self._settled = asyncio.Event()
         self._following: Following | None = None
         self._task: asyncio.Task[None] | None = None
+        self._unanswered: set[asyncio.Task[None]] = set()
         self._now = asyncio.Event()
         self.quiet: Callable[[], Quiet] = list
         self.on_tick: Callable[[], None] = lambda: None
@@ -70,19 +71,32 @@ class Membership:
 
     async def _run(self) -> None:
         while True:
-            try:
-                await self._beat()
-            except Exception:  # whatever it is: without beats, all that this process serves would be ended
-                logger.exception("a heartbeat failed")
+            beat = asyncio.create_task(self._beat())
+            self._unanswered.add(beat)
+            beat.add_done_callback(self._unanswered.discard)
+            # an answer is not waited for beyond the next beat: the broker may have lost this one, and an answer that
+            # does not come is known for that only after a time in which the others would believe that we are lost
+            await asyncio.wait({beat}, timeout=self.interval)
             # the first beats come quickly, so that a process that begins to hear is soon able to judge who is there
             self._hurried = max(0, self._hurried - 1)
             pause = min(0.1, self.interval) if self._hurried else self.interval
+            if not beat.done():
+                pause = 0.0
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._now.wait()
             self._now.clear()
 
     async def _beat(self, goodbye: bool = False) -> None:
+        try:
+            await self._beats.send(self._id, self._body(goodbye))
+        except TailraceError as error:
+            level = logging.DEBUG if isinstance(error, BrokerUnavailable) else logging.WARNING
+            logger.log(level, "heartbeat not stored: %s", error)
+        except Exception:  # whatever it is: without beats, all that this process serves would be ended
+            logger.exception("a heartbeat failed")
+
+    def _body(self, goodbye: bool) -> bytes:
         self._number += 1
         body: dict[str, Any] = {
             "id": self._id,
@@ -94,11 +108,7 @@ class Membership:
         }
         if goodbye:
             body["bye"] = True
-        try:
-            await self._beats.send(self._id, json.dumps(body, separators=(",", ":")).encode())
-        except TailraceError as error:
-            level = logging.DEBUG if isinstance(error, BrokerUnavailable) else logging.WARNING
-            logger.log(level, "heartbeat not stored: %s", error)
+        return json.dumps(body, separators=(",", ":")).encode()
 
     def _heard(self, time_ms: int, payload: bytes) -> None:
         try:
@@ -157,7 +167,7 @@ class Membership:
         """Say goodbye and stop. Idempotent."""
         if self._task is None:
             return
-        await end(self._task)
+        await end(self._task, *self._unanswered)
         self._task = None
         with suppress(TimeoutError):  # the broker is away: the others will notice by themselves
             async with asyncio.timeout(2):

@@ -8,8 +8,6 @@ from contextlib import suppress
 import pytest
 
 from tailrace import tasks
-from tailrace.members import Membership
-from tailrace.memory import MemoryBeats, MemoryBroker
 
 
 async def test_a_task_that_misses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,16 +28,3 @@ async def test_a_task_that_misses_a_cancellation_is_cancelled_again(monkeypatch:
     assert all(task.done() for task in several)
     assert missed == 3
     await tasks.end()
-
-
-@pytest.mark.parametrize("turns", range(5))
-async def test_a_member_stops_however_close_to_its_next_beat(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_AGAIN", 600.0)  # at the first cancellation
-    member = Membership(MemoryBeats(MemoryBroker()), 60.0)
-    await member.start()
-    await asyncio.sleep(0.3)  # it waits for its next beat
-    member.advertise({}, lambda: 0)
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    async with asyncio.timeout(30):
-        await member.close()
