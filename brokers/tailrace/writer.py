@@ -37,6 +37,7 @@ from tailrace.fold import TRIMMED, State, fold
 from tailrace.log import Log
 from tailrace.model import Ending, Lease, Limits, Mark
 from tailrace.records import Record, Stored
+from tailrace.tasks import end
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
 MAX_CHUNKS_A_RECORD = 4096  # their sizes are in the record's headers, for which the log keeps room
@@ -262,8 +263,7 @@ class Writer:
     async def abandon(self) -> None:
         """Stop writing at once; what was in flight may or may not be stored."""
         if (task := self._task) is not None:
-            task.cancel()
-            await asyncio.wait({task})
+            await end(task)
             if self._task is task:  # it was cancelled before it began
                 self._task = None
                 self._close(())

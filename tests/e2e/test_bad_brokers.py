@@ -17,6 +17,7 @@ from tailrace.kafka_local.jars import classpath
 from tailrace.kafka_local.pins import PINS
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.redis_server import RedisServer
+from tailrace.testing.server_process import unheard
 from tailrace.testing.servers import NatsServer
 
 WITHIN = 15.0  # seconds
@@ -50,9 +51,8 @@ def refused(cli: Any, complaint: Complaint) -> Refused:
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
-        yield f"127.0.0.1:{taken.getsockname()[1]}"
+    with unheard() as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from tailrace._ports import choose_port
+from tailrace.testing.server_process import unheard
 from tailrace.testing.servers import NatsServer
 
 Complaint = Callable[[Any], str]
@@ -315,8 +316,8 @@ def test_up_is_everything_in_one_process(cli: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_store_that_cannot_be_had_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        hushed, nats, nobody = silent.getsockname()[1], server.port, choose_port(None, None)
+    with socket.create_server(("127.0.0.1", 0)) as silent, unheard() as nobody:
+        hushed, nats = silent.getsockname()[1], server.port
         for store, code in (
             ("mysql://h", "unknown-scheme"),
             (f"embedded://{cli.folder}?replicas=3", "broker-unsuitable"),
@@ -367,8 +368,8 @@ def test_a_kafka_that_is_too_old_is_one_line(cli: Any, complaint: Complaint) -> 
 
 
 def test_what_keeps_a_service_from_starting_is_one_line(cli: Any, server: NatsServer, complaint: Complaint) -> None:
-    nobody = f"nats://127.0.0.1:{choose_port(None, None)}"
-    with socket.socket() as taken:
+    with socket.socket() as taken, unheard() as dead:
+        nobody = f"nats://127.0.0.1:{dead}"
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])

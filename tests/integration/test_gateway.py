@@ -19,7 +19,7 @@ from tailrace.contracts import Command
 from tailrace.errors import BrokerUnavailable
 from tailrace.gateway.framing import frame
 from tailrace.gateway.launch import gateway_server
-from tailrace.gateway.server import GatewayServer, start
+from tailrace.gateway.server import GatewayServer, started
 from tailrace.memory import MemoryBroker, MemoryStore
 from tailrace.memory_runs import MemoryDelivery
 from tailrace.model import Ending, Entry, Incarnation, Mark, RunRef, Status
@@ -89,15 +89,10 @@ async def serving(broker: MemoryBroker | None = None, **arguments: Any) -> Async
         await stack.enter_async_context(store)
         await store.start()
         server = gateway_server(store, settings, install_signals=False)
-        task = await start(server)
+        await stack.enter_async_context(started(server))
         address = f"http://127.0.0.1:{server.bound_port}"
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, trust_env=False, timeout=30))
-        try:
-            yield Service(store, server, client)
-        finally:
-            await client.aclose()
-            await server.drain_and_stop()
-            await task
+        yield Service(store, server, client)
 
 
 @pytest.fixture

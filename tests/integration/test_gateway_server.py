@@ -34,6 +34,7 @@ from tailrace.gateway.server import (
     make_server,
     serve,
     start,
+    started,
 )
 
 Test = Callable[..., Coroutine[Any, Any, None]]
@@ -186,12 +187,8 @@ class App:
 @asynccontextmanager
 async def running(app: App, **bounds: Any) -> AsyncIterator[GatewayServer]:
     server = make_server(app, settings=EdgeSettings(**bounds), on_drain=app.drain, install_signals=False)
-    task = await start(server)
-    try:
+    async with started(server):
         yield server
-    finally:
-        await server.drain_and_stop()
-        await task
 
 
 @asynccontextmanager

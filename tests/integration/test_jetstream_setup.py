@@ -24,6 +24,7 @@ from tailrace.jetstream.client import Client
 from tailrace.jetstream.connection import check_version
 from tailrace.model import Incarnation
 from tailrace.records import Kind, Record
+from tailrace.testing.server_process import unheard
 from tailrace.testing.servers import NatsServer
 
 OPTIONS = JetStreamOptions(shards=2)
@@ -157,9 +158,7 @@ async def test_a_full_stream_says_so(nats_server: NatsServer) -> None:
 
 
 async def test_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
-        port = taken.getsockname()[1]
+    with unheard() as port:
         text = await refused(f"nats://127.0.0.1:{port}", BrokerUnavailable, IN_VAIN)
     assert f"nats://127.0.0.1:{port}" in text
     assert capfd.readouterr().err == ""
@@ -339,9 +338,7 @@ async def test_files_that_are_missing_or_something_else(nats_server: NatsServer,
 
 
 async def test_the_second_of_two_servers_serves(nats_server: NatsServer) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
-        port = taken.getsockname()[1]
+    with unheard() as port:
         async with opened(f"nats://127.0.0.1:{port},127.0.0.1:{nats_server.port}"):
             pass
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -37,6 +37,7 @@ from tailrace.model import Limits
 from tailrace.settings import load
 from tailrace.testing.kafka_server import KafkaServer
 from tailrace.testing.kafka_world import opened
+from tailrace.testing.server_process import unheard
 from tailrace.testing.servers import NatsServer
 
 pytestmark = pytest.mark.slow
@@ -216,14 +217,6 @@ async def test_a_broker_that_is_fenced_for_a_moment_is_waited_for(
 
 
 # --- brokers that will not do
-
-
-@contextmanager
-def unheard() -> Iterator[int]:
-    """A port that nobody listens on, and nobody else can take."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 async def test_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0
+
+
+@contextmanager
+def unheard() -> Iterator[int]:
+    """A port that nobody listens on, and nobody else can take."""
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        yield int(taken.getsockname()[1])
 
 
 class Killed:

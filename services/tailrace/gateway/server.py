@@ -18,7 +18,8 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Literal, cast
 
@@ -221,6 +222,17 @@ async def start(server: GatewayServer) -> asyncio.Task[None]:
     if task.done():
         await task
     return task
+
+
+@asynccontextmanager
+async def started(server: GatewayServer) -> AsyncIterator[GatewayServer]:
+    """`start` it, and drain and stop it behind the block. Raises what `GatewayServer.serve` raises."""
+    task = await start(server)
+    try:
+        yield server
+    finally:
+        await server.drain_and_stop()
+        await task
 
 
 def _bind(host: str, port: int) -> socket.socket:

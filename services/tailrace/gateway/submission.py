@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from tailrace import formats, logs
+from tailrace.commit import backoff
 from tailrace.contracts import Command, Reader
 from tailrace.errors import (
     BrokerUnavailable,
@@ -46,7 +47,7 @@ _HINT = "Send handler and input, and optionally id, format and ttl."
 _MAX_DIGITS = 4000  # of an integer; Python itself refuses longer ones, in words for programmers
 _FIRST_LOOK_S = 1.0
 _ATTEMPTS = 4
-_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4)  # before each look whether a run that is over has left the queue
+_LOOKS, _PAUSE_S = 5, 0.1  # whether a run that is over has left the queue, and behind the first look
 REFUSALS = frozenset({InvalidInput.code, UnknownFormat.code})
 
 
@@ -173,8 +174,7 @@ class Submission:
     async def accept(self) -> None:
         """Make sure that the run is accepted: streaming, ended or queued. Raises `RunConflict`, `UnknownHandler`,
         `NoWorkers`."""
-        for pause in _PAUSES_S:
-            await asyncio.sleep(pause)
+        async for look in backoff(_PAUSE_S):
             if not self._fresh and await self._is_there():
                 return
             await self._require_handler()
@@ -183,7 +183,8 @@ class Submission:
                 self._compare(queued.digest)
                 _log.info("run-accepted", stream=self.command.stream_id, handler=self.command.handler)
                 return
-        raise BrokerUnavailable(f"The broker still holds the run that {self.command.stream_id} was the id of")
+            if look == _LOOKS:
+                raise BrokerUnavailable(f"The broker still holds the run that {self.command.stream_id} was the id of")
 
     async def _is_there(self) -> bool:
         info = await self._gateway.bounded(self._store.status(self.command.stream_id))

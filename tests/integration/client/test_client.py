@@ -45,7 +45,7 @@ from tailrace.errors import (
     UnknownHandler,
 )
 from tailrace.gateway.launch import gateway_server
-from tailrace.gateway.server import start
+from tailrace.gateway.server import started
 from tailrace.memory import MemoryStore
 from tailrace.message.accumulator import AssistantMessageAccumulator
 from tailrace.message.chunks import TextDeltaChunk
@@ -111,18 +111,14 @@ async def serving(**options: Any) -> AsyncIterator[Any]:
         store = await stack.enter_async_context(MemoryStore(settings.limits(), lease_ttl=LEASE_TTL))
         await store.start()
         server = gateway_server(store, settings, install_signals=False)
-        task = await start(server)
-        try:
-            yield SimpleNamespace(
-                store=store,
-                server=server,
-                url=f"http://127.0.0.1:{server.bound_port}",
-                release=release,
-                worker=lambda: Worker(store, handlers(release), lease_ttl=LEASE_TTL),
-            )
-        finally:
-            await server.drain_and_stop()
-            await task
+        await stack.enter_async_context(started(server))
+        yield SimpleNamespace(
+            store=store,
+            server=server,
+            url=f"http://127.0.0.1:{server.bound_port}",
+            release=release,
+            worker=lambda: Worker(store, handlers(release), lease_ttl=LEASE_TTL),
+        )
 
 
 @pytest.fixture

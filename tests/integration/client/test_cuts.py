@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tailrace.client import Patience
 from tailrace.errors import StreamErrored
 from tailrace.gateway.launch import gateway_server
-from tailrace.gateway.server import start
+from tailrace.gateway.server import started
 from tailrace.memory import MemoryStore
 from tailrace.settings import load
 from tailrace.wire import find_format
@@ -79,13 +79,8 @@ async def gateway() -> AsyncIterator[Any]:
     options = load(None, port=0)
     async with MemoryStore(options.limits()) as store:
         await store.start()
-        server = gateway_server(store, options, install_signals=False)
-        task = await start(server)
-        try:
+        async with started(gateway_server(store, options, install_signals=False)) as server:
             yield store, server.bound_port
-        finally:
-            await server.drain_and_stop()
-            await task
 
 
 CUTS = st.lists(st.integers(0, 900), max_size=12)

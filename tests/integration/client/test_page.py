@@ -10,7 +10,7 @@ from tailrace.client import AsyncAnswer, AsyncClient, Patience
 from tailrace.client import errors as client_errors
 from tailrace.client.errors import ClientError
 from tailrace.gateway.launch import gateway_server
-from tailrace.gateway.server import start
+from tailrace.gateway.server import started
 from tailrace.memory import MemoryStore
 from tailrace.settings import load
 from tailrace.worker.app import Worker
@@ -25,17 +25,12 @@ async def test_every_snippet_runs() -> None:
     settings = load(None, port=0)
     async with MemoryStore(settings.limits()) as store:
         await store.start()
-        server = gateway_server(store, settings, install_signals=False)
-        task = await start(server)
-        try:
-            async with Worker(store, [echo]):
-                for snippet in snippets:
-                    assert "http://127.0.0.1:8080" in snippet
-                    here = snippet.replace(":8080", f":{server.bound_port}")
-                    await asyncio.to_thread(exec, here, {"__name__": "page"})
-        finally:
-            await server.drain_and_stop()
-            await task
+        gateway = gateway_server(store, settings, install_signals=False)
+        async with started(gateway) as server, Worker(store, [echo]):
+            for snippet in snippets:
+                assert "http://127.0.0.1:8080" in snippet
+                here = snippet.replace(":8080", f":{server.bound_port}")
+                await asyncio.to_thread(exec, here, {"__name__": "page"})
 
 
 def test_every_error_argument_and_default_is_named() -> None:

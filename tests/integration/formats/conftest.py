@@ -12,7 +12,7 @@ import pytest
 
 from tailrace.connect import StoreOptions, connect
 from tailrace.gateway.launch import gateway_server
-from tailrace.gateway.server import start
+from tailrace.gateway.server import started
 from tailrace.jetstream import JetStreamOptions
 from tailrace.memory import MemoryBroker, MemoryStore
 from tailrace.message.accumulator import AssistantMessageAccumulator
@@ -85,13 +85,7 @@ async def serve(kind: str, tmp_path: Path) -> AsyncIterator[Serve]:
 
         async def gateway(settings: Settings) -> httpx.AsyncClient:
             server = gateway_server(await opened(settings), settings, install_signals=False)
-            task = await start(server)
-
-            async def stop() -> None:
-                await server.drain_and_stop()
-                await task
-
-            stack.push_async_callback(stop)
+            await stack.enter_async_context(started(server))
             address = f"http://127.0.0.1:{server.bound_port}"
             return await stack.enter_async_context(httpx.AsyncClient(base_url=address, trust_env=False, timeout=30))
 

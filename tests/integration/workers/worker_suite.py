@@ -16,7 +16,7 @@ from worker_deployment import Deployment, Gate, body, ended, first_bytes, forgot
 
 from tailrace.errors import BrokerUnavailable
 from tailrace.gateway.launch import gateway_server
-from tailrace.gateway.server import start
+from tailrace.gateway.server import started
 from tailrace.model import Status
 from tailrace.settings import load
 from tailrace.store import LogStore
@@ -40,15 +40,10 @@ class Late:
 @asynccontextmanager
 async def gateway_at(store: LogStore) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway on the store."""
-    server = gateway_server(store, load(None, port=0), install_signals=False)
-    task = await start(server)
-    address = f"http://127.0.0.1:{server.bound_port}"
-    try:
+    async with started(gateway_server(store, load(None, port=0), install_signals=False)) as server:
+        address = f"http://127.0.0.1:{server.bound_port}"
         async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as client:
             yield client
-    finally:
-        await server.drain_and_stop()
-        await task
 
 
 class WorkerSuite:
